@@ -1,1 +1,18 @@
-//! x
+//! Freshet: disaster recovery for virtual machines.
+//!
+//! ```text
+//!  protected site                    storage site                     recovery site
+//!  disk images --capture--> segments, map pages, manifests --rehydrate--> log, disks
+//! ```
+//!
+//! Dependencies between the modules point one way, downwards in this list:
+//!
+//! | module | what flows through it |
+//! |---|---|
+//! | [`format`] | bytes of every object and file, no I/O |
+//! | [`error`], [`ids`], [`clock`] | words that every module shares |
+
+pub mod clock;
+pub mod error;
+pub mod format;
+pub mod ids;

@@ -1,1 +1,3 @@
-fn main(){}
+//! The `freshet` binary: hands the command line to the library and turns its result into an exit code.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Bytes of every object and file: encoding and decoding, no I/O.
