@@ -9,10 +9,12 @@
 //!
 //! | module | what flows through it |
 //! |---|---|
+//! | [`datastore`] | buffers, and the engine that moves them to and from local disks |
 //! | [`format`] | bytes of every object and file, no I/O |
 //! | [`error`], [`ids`], [`clock`] | words that every module shares |
 
 pub mod clock;
+pub mod datastore;
 pub mod error;
 pub mod format;
 pub mod ids;

@@ -1,0 +1,22 @@
+//! The local disk: buffers, and the engine that moves them to and from files and block devices.
+//!
+//! ```text
+//!  worker: slab.take() -> fill slot -> engine.submit(Write) --bounded queue--> ring or worker thread
+//!                                                                                 |  aligned middle: O_DIRECT
+//!                                                                                 |  odd head, tail: page cache
+//!  slot comes back in the Completion  <------------- done(completion) <-----------+
+//! ```
+//!
+//! Limits: slots of the slab bound the memory, the engine's queue depth bounds the requests queued and in flight.
+//! Nothing here knows what the bytes mean.
+
+mod blocking;
+mod engine;
+mod slab;
+
+pub use blocking::SLOT_WAIT;
+pub use engine::{
+    Access, Alignment, Completion, DiskEngine, Done, EngineInfo, EngineKind, EngineOptions, FileId, FileInfo, Op,
+    Request, start,
+};
+pub use slab::{DEFAULT_SLOT_BYTES, SLOT_ALIGN, Slab, Slot};
