@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`datastore`] | buffers, and the engine that moves them to and from local disks |
 //! | [`format`] | bytes of every object and file, no I/O |
+//! | [`store`] | objects of a storage site |
 //! | [`error`], [`ids`], [`clock`] | words that every module shares |
 
 pub mod clock;
@@ -18,3 +19,4 @@ pub mod datastore;
 pub mod error;
 pub mod format;
 pub mod ids;
+pub mod store;

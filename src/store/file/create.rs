@@ -1,0 +1,173 @@
+//! Durable, atomic creation of files that are never seen half written.
+//!
+//! What each step buys: `fsync` of the temporary file, that the name never shows bytes that are lost later; `link(2)`,
+//! that exactly one of any number of writers gets the name (on NFS as well); `fsync` of the folder, that the name
+//! survives power loss; the same for each folder that had to be made. Only after the last of them is a create
+//! reported, and "exists" too is only reported of a name that is durable.
+//!
+//! Temporary files live in one folder of the site, [`TEMPORARY`]. What a crash leaves there is nobody's object; the
+//! first create of a process removes what is old and no longer locked.
+
+use std::fs::File;
+use std::io::{self, IoSlice, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rustix::fs::FlockOperation;
+use uuid::Uuid;
+
+use super::super::Created;
+
+/// Folder of temporary files, directly in the site's directory.
+pub(super) const TEMPORARY: &str = ".freshet-tmp";
+
+/// Leftovers younger than this are not looked at: their writer may not have locked them yet.
+const LEFTOVER_AGE: Duration = Duration::from_secs(60);
+
+/// Leftovers looked at by one process at most.
+const LEFTOVERS_MAX: usize = 10_000;
+
+/// What to do about an object that is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Replace {
+    /// Leave it and say so.
+    Never,
+    /// Put the new one in its place.
+    Always,
+}
+
+/// Whether a key part is reserved for temporary files.
+pub(super) fn is_temporary(part: &str) -> bool {
+    part == TEMPORARY
+}
+
+/// Creates the files of one site.
+pub(super) struct Creator {
+    root: PathBuf,
+    cleaned: Once,
+}
+
+impl Creator {
+    /// For the site in the directory `root`, which need not exist yet.
+    pub(super) fn new(root: PathBuf) -> Creator {
+        Creator { root, cleaned: Once::new() }
+    }
+
+    /// Writes the joined `parts` to `path`, which is below the root.
+    pub(super) fn write(&self, path: &Path, parts: &[Bytes], replace: Replace) -> io::Result<Created> {
+        let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        let staging = self.root.join(TEMPORARY);
+        make_dirs(&staging)?;
+        self.cleaned.call_once(|| remove_leftovers(&staging));
+        make_dirs(folder)?;
+        let temporary = Temporary::write(&staging, parts)?;
+        let created = match replace {
+            Replace::Always => {
+                std::fs::rename(&temporary.path, path)?;
+                Created::New
+            }
+            Replace::Never => match std::fs::hard_link(&temporary.path, path) {
+                Ok(()) => Created::New,
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Created::Exists,
+                Err(e) if linked(&temporary) => {
+                    // A network file system can lose the answer and find the name taken, by us, on its own retry.
+                    tracing::debug!(path = %path.display(), error = %e, "link succeeded, its answer was lost");
+                    Created::New
+                }
+                Err(e) => return Err(e),
+            },
+        };
+        sync_dir(folder)?;
+        Ok(created)
+    }
+}
+
+/// Whether the temporary file has got a second name.
+fn linked(temporary: &Temporary) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    temporary.file.metadata().is_ok_and(|meta| meta.nlink() > 1)
+}
+
+/// A temporary file, complete and durable, locked while its writer lives; its name goes when it is dropped.
+struct Temporary {
+    path: PathBuf,
+    file: File,
+}
+
+impl Temporary {
+    fn write(staging: &Path, parts: &[Bytes]) -> io::Result<Temporary> {
+        let path = staging.join(Uuid::new_v4().to_string());
+        let file = File::options().write(true).create_new(true).open(&path)?;
+        let mut temporary = Temporary { path, file };
+        // Without locks on this file system a leftover is told by its age alone, see `abandoned`.
+        let _ = rustix::fs::flock(&temporary.file, FlockOperation::NonBlockingLockExclusive);
+        write_parts(&mut temporary.file, parts)?;
+        temporary.file.sync_all()?;
+        Ok(temporary)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // After a rename it is not there; where removing fails, the next process's clean-up finds it.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn write_parts(file: &mut File, parts: &[Bytes]) -> io::Result<()> {
+    let mut slices: Vec<IoSlice<'_>> = parts.iter().filter(|p| !p.is_empty()).map(|p| IoSlice::new(p)).collect();
+    let mut rest = &mut slices[..];
+    while !rest.is_empty() {
+        match file.write_vectored(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => IoSlice::advance_slices(&mut rest, n),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Makes a folder and those above it that are missing, each durable in the one above it.
+fn make_dirs(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let parent = dir.parent().ok_or(io::ErrorKind::NotFound)?;
+    make_dirs(parent)?;
+    match std::fs::create_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+        result => result?,
+    }
+    sync_dir(parent)
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Removes what crashed writers left. Best effort: a leftover costs space and nothing else.
+fn remove_leftovers(staging: &Path) {
+    let Ok(entries) = std::fs::read_dir(staging) else { return };
+    for entry in entries.take(LEFTOVERS_MAX).flatten() {
+        if abandoned(&entry).unwrap_or(false) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn abandoned(entry: &std::fs::DirEntry) -> io::Result<bool> {
+    let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+    if age < LEFTOVER_AGE {
+        return Ok(false);
+    }
+    let file = File::options().write(true).open(entry.path())?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        // No locks here: a writer that takes a day is gone.
+        Err(_) => Ok(age > Duration::from_secs(24 * 3600)),
+    }
+}

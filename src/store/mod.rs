@@ -1,0 +1,32 @@
+//! Storage sites: objects by URL, with retries, hedged reads and a probe of what the store can be trusted with.
+//!
+//! ```text
+//! StorageSite --+-- file://            FileStore: O_DIRECT preads into pooled buffers, durable create by link(2)
+//!               +-- s3:// az:// gs://  CloudStore: one try over object_store; retry and hedge decide what follows
+//! ```
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `url` | what a site's URL may look like |
+//! | `options` | credentials, endpoint, limits; their bounds |
+//! | `keys` | where each object lives |
+//! | `object` | what is handed out |
+//! | `site` | [`StorageSite`], the one door |
+//! | `file`, `pool` | directories, aligned buffers |
+//!
+//! Promises: a body is never cut by a limit on its whole time; a range comes whole or as an error; a create is atomic
+//! and durable when it is reported; nothing shown or logged holds a secret; every loop has a limit.
+
+mod counters;
+mod file;
+pub mod keys;
+mod object;
+mod options;
+mod pool;
+mod site;
+mod url;
+
+pub use object::{Created, Fetched, ObjectInfo, Settled, StoreCounters};
+pub use options::{HedgeLimits, RetryLimits, StoreOptions};
+pub use site::StorageSite;
+pub use url::{Provider, StoreUrl};

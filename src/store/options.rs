@@ -1,0 +1,273 @@
+//! Settings of a storage site: credentials and endpoint by the standard environment variables, the rest by an options
+//! file, all checked in one place.
+//!
+//! Invariants: secrets leave this module only towards the store's client and are never shown ([`StoreOptions`]'s
+//! `Debug` names keys and hides values). Freshet's own settings come from the options file or from code, never from
+//! the environment, so that nothing changes its behaviour unseen.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, IoResultExt, Result};
+
+/// Prefixes of the environment variables that the providers' own tools read.
+const PROVIDER_PREFIXES: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
+
+/// Longest options file that is read.
+const MAX_FILE_LEN: u64 = 64 * 1024;
+
+/// Which failed requests are tried again, and for how long. See [`crate::store::StoreOptions::validate`] for bounds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RetryLimits {
+    /// Tries in all, the first one included. 1 to 100; 8 unless told.
+    pub tries: u32,
+    /// No try begins later than this after the first one began. 1 s to 1 h; 3 min unless told.
+    pub total: Duration,
+    /// Tries in all while the store cannot be reached (no such host, connection refused). 1 to 100; 3 unless told.
+    pub connect_tries: u32,
+    /// First pause; each further one is twice as long, and each is drawn between half of it and all of it.
+    /// 1 ms to 10 s; 100 ms unless told.
+    pub pause: Duration,
+    /// Longest pause. Not below `pause`, at most 1 min; 10 s unless told.
+    pub pause_max: Duration,
+}
+
+/// When a slow range request is sent a second time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HedgeLimits {
+    /// Whether it is done at all. On unless told.
+    pub enabled: bool,
+    /// The second request never goes out earlier than this. 1 ms to 1 min; 100 ms unless told.
+    pub floor: Duration,
+    /// It goes out at the latest after this, if the share allows. Not below `floor`, at most 10 min; 10 s unless told.
+    pub ceiling: Duration,
+    /// Second requests for every hundred requests at most. 0 to 100; 5 unless told.
+    pub share_percent: u32,
+}
+
+/// Settings of one storage site.
+#[derive(Clone, PartialEq)]
+pub struct StoreOptions {
+    /// Provider settings by the name of their environment variable, for example `AWS_ENDPOINT_URL`.
+    provider: BTreeMap<String, String>,
+    /// Time to establish a connection, name look-up included. 100 ms to 2 min; 5 s unless told.
+    pub connect_timeout: Duration,
+    /// Longest time without a single byte of an answer. There is no limit on a whole body. 100 ms to 10 min; 30 s
+    /// unless told.
+    pub stall_timeout: Duration,
+    /// An upload is given `stall_timeout` plus its length at this rate, in bytes per second. 1 KiB/s to 1 GiB/s;
+    /// 32 KiB/s unless told.
+    pub min_upload_rate: u64,
+    /// Retries.
+    pub retry: RetryLimits,
+    /// Second requests for slow ones.
+    pub hedge: HedgeLimits,
+    /// Idle memory that `file://` keeps for further reads, in bytes. 0 to 1 GiB; 32 MiB unless told.
+    pub idle_buffers: usize,
+    /// Whether `file://` reads past the page cache where the file system can. On unless told.
+    pub direct: bool,
+    /// Whether an upload to S3 signs its payload; frames carry checksums of their own. Off unless told.
+    pub sign_payload: bool,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        StoreOptions {
+            provider: BTreeMap::new(),
+            connect_timeout: Duration::from_secs(5),
+            stall_timeout: Duration::from_secs(30),
+            min_upload_rate: 32 << 10,
+            retry: RetryLimits {
+                tries: 8,
+                total: Duration::from_secs(180),
+                connect_tries: 3,
+                pause: Duration::from_millis(100),
+                pause_max: Duration::from_secs(10),
+            },
+            hedge: HedgeLimits {
+                enabled: true,
+                floor: Duration::from_millis(100),
+                ceiling: Duration::from_secs(10),
+                share_percent: 5,
+            },
+            idle_buffers: 32 << 20,
+            direct: true,
+            sign_payload: false,
+        }
+    }
+}
+
+impl StoreOptions {
+    /// From the environment and, where given, an options file; the file outranks the environment.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for a setting that is unknown or out of bounds; what the file system says of the file.
+    pub fn load(file: Option<&Path>) -> Result<StoreOptions> {
+        let vars = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+        let mut options = StoreOptions::from_vars(vars);
+        if let Some(path) = file {
+            options.apply_file(path)?;
+        }
+        options.validate()?;
+        Ok(options)
+    }
+
+    /// Takes the providers' variables out of `vars` and ignores all others.
+    pub fn from_vars(vars: impl IntoIterator<Item = (String, String)>) -> StoreOptions {
+        let ours = |name: &str| PROVIDER_PREFIXES.iter().any(|p| name.starts_with(p));
+        let provider = vars.into_iter().filter(|(name, _)| ours(name)).collect();
+        StoreOptions { provider, ..StoreOptions::default() }
+    }
+
+    /// Sets one provider variable or one of Freshet's own settings, as a line of the options file does.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for an unknown name or a value that cannot be read. Bounds are checked by
+    /// [`StoreOptions::validate`].
+    pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
+        if PROVIDER_PREFIXES.iter().any(|p| name.starts_with(p)) {
+            self.provider.insert(name.to_owned(), value.to_owned());
+            return Ok(());
+        }
+        match name {
+            "CONNECT_TIMEOUT" => self.connect_timeout = duration(name, value)?,
+            "STALL_TIMEOUT" => self.stall_timeout = duration(name, value)?,
+            "MIN_UPLOAD_RATE" => self.min_upload_rate = number(name, value)?,
+            "RETRY_TRIES" => self.retry.tries = number(name, value)?,
+            "RETRY_TOTAL" => self.retry.total = duration(name, value)?,
+            "RETRY_CONNECT_TRIES" => self.retry.connect_tries = number(name, value)?,
+            "RETRY_PAUSE" => self.retry.pause = duration(name, value)?,
+            "RETRY_PAUSE_MAX" => self.retry.pause_max = duration(name, value)?,
+            "HEDGE" => self.hedge.enabled = switch(name, value)?,
+            "HEDGE_FLOOR" => self.hedge.floor = duration(name, value)?,
+            "HEDGE_CEILING" => self.hedge.ceiling = duration(name, value)?,
+            "HEDGE_SHARE_PERCENT" => self.hedge.share_percent = number(name, value)?,
+            "IDLE_BUFFERS" => self.idle_buffers = number(name, value)?,
+            "DIRECT" => self.direct = switch(name, value)?,
+            "SIGN_PAYLOAD" => self.sign_payload = switch(name, value)?,
+            _ => {
+                let what = "is not known: use AWS_*, AZURE_*, GOOGLE_* or a setting listed in the manual";
+                return Err(Error::new(ErrorKind::Invalid, format!("store option {name:?} {what}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks every bound that the fields document.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] that names the setting, its value and its bounds.
+    pub fn validate(&self) -> Result<()> {
+        let ms = Duration::from_millis;
+        let s = Duration::from_secs;
+        between("CONNECT_TIMEOUT", self.connect_timeout, ms(100), s(120))?;
+        between("STALL_TIMEOUT", self.stall_timeout, ms(100), s(600))?;
+        between("MIN_UPLOAD_RATE", self.min_upload_rate, 1 << 10, 1 << 30)?;
+        between("RETRY_TRIES", self.retry.tries, 1, 100)?;
+        between("RETRY_TOTAL", self.retry.total, s(1), s(3600))?;
+        between("RETRY_CONNECT_TRIES", self.retry.connect_tries, 1, 100)?;
+        between("RETRY_PAUSE", self.retry.pause, ms(1), s(10))?;
+        between("RETRY_PAUSE_MAX", self.retry.pause_max, self.retry.pause, s(60))?;
+        between("HEDGE_FLOOR", self.hedge.floor, ms(1), s(60))?;
+        between("HEDGE_CEILING", self.hedge.ceiling, self.hedge.floor, s(600))?;
+        between("HEDGE_SHARE_PERCENT", self.hedge.share_percent, 0, 100)?;
+        between("IDLE_BUFFERS", self.idle_buffers, 0, 1 << 30)?;
+        match self.provider.get("AWS_CONDITIONAL_PUT").map(String::as_str) {
+            None | Some("etag") => Ok(()),
+            Some(other) => Err(Error::new(
+                ErrorKind::Invalid,
+                format!("store option AWS_CONDITIONAL_PUT is {other:?}: ownership needs create-if-absent, remove it"),
+            )),
+        }
+    }
+
+    /// Provider settings by the name of their environment variable.
+    #[expect(dead_code, reason = "object stores come next")]
+    pub(super) fn provider(&self, prefix: &str) -> impl Iterator<Item = (&str, &str)> {
+        self.provider.iter().filter(move |(k, _)| k.starts_with(prefix)).map(|(k, v)| (k.as_str(), v.as_str()))
+    }
+
+    fn apply_file(&mut self, path: &Path) -> Result<()> {
+        let what = || format!("options file {}", path.display());
+        let len = std::fs::metadata(path).io_context(what)?.len();
+        if len > MAX_FILE_LEN {
+            let why = format!("{}: it has {len} bytes, at most {MAX_FILE_LEN} are read", what());
+            return Err(Error::new(ErrorKind::Invalid, why));
+        }
+        let text = std::fs::read_to_string(path).io_context(what)?;
+        for (i, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            // A line that cannot be read is not repeated: it may hold a secret.
+            let Some((name, value)) = line.split_once('=') else {
+                let why = format!("{} line {}: expected NAME=VALUE", what(), i + 1);
+                return Err(Error::new(ErrorKind::Invalid, why));
+            };
+            let value = value.trim();
+            let value = value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value);
+            self.set(name.trim(), value).map_err(|e| e.while_doing(format!("{} line {}", what(), i + 1)))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for StoreOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Values of provider settings are all hidden: which of them are secret is the provider's to decide.
+        let names: Vec<&str> = self.provider.keys().map(String::as_str).collect();
+        f.debug_struct("StoreOptions")
+            .field("provider", &names)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("stall_timeout", &self.stall_timeout)
+            .field("min_upload_rate", &self.min_upload_rate)
+            .field("retry", &self.retry)
+            .field("hedge", &self.hedge)
+            .field("idle_buffers", &self.idle_buffers)
+            .field("direct", &self.direct)
+            .field("sign_payload", &self.sign_payload)
+            .finish()
+    }
+}
+
+fn between<T: PartialOrd + fmt::Debug>(name: &str, value: T, low: T, high: T) -> Result<()> {
+    match value >= low && value <= high {
+        true => Ok(()),
+        false => {
+            let why = format!("store option {name} is {value:?}: must be {low:?} to {high:?}");
+            Err(Error::new(ErrorKind::Invalid, why))
+        }
+    }
+}
+
+fn unreadable(name: &str, value: &str, expected: &str) -> Error {
+    Error::new(ErrorKind::Invalid, format!("store option {name} is {value:?}: expected {expected}"))
+}
+
+fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T> {
+    value.parse().map_err(|_| unreadable(name, value, "a whole number"))
+}
+
+fn switch(name: &str, value: &str) -> Result<bool> {
+    match value {
+        "on" | "true" | "yes" | "1" => Ok(true),
+        "off" | "false" | "no" | "0" => Ok(false),
+        _ => Err(unreadable(name, value, "on or off")),
+    }
+}
+
+fn duration(name: &str, value: &str) -> Result<Duration> {
+    let expected = "a time such as 500ms, 30s or 2m";
+    let (digits, unit) = value.split_at(value.find(|c: char| !c.is_ascii_digit()).unwrap_or(value.len()));
+    let count: u64 = digits.parse().map_err(|_| unreadable(name, value, expected))?;
+    let millis = match unit.trim() {
+        "ms" => Some(count),
+        "s" => count.checked_mul(1000),
+        "m" => count.checked_mul(60_000),
+        _ => None,
+    };
+    millis.map(Duration::from_millis).ok_or_else(|| unreadable(name, value, expected))
+}

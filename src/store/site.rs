@@ -1,0 +1,148 @@
+//! The one door to a storage site: keys relative to the site's prefix in, bytes out.
+//!
+//! It owns the choice of the backend, the retries and the hedges around single tries, and the settling of lost
+//! answers. It never interprets an object's bytes. It never lists on its own.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+
+use super::file::FileStore;
+use super::{Created, Fetched, ObjectInfo, Settled, StoreCounters, StoreOptions, StoreUrl};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::Time;
+
+/// Bytes at either end of an object that [`StorageSite::create_settled`] compares.
+const SETTLE_BYTES: u64 = 4096;
+
+/// An object store or directory, opened by URL. Clones share connections, buffers and counts.
+#[derive(Clone)]
+pub struct StorageSite {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    url: String,
+    store: FileStore,
+}
+
+impl StorageSite {
+    /// Opens the site at `url`. Reads the URL and builds a client; sends no request.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for a bad URL or setting, each saying what is expected.
+    pub async fn open(url: &str, options: &StoreOptions) -> Result<StorageSite> {
+        options.validate()?;
+        let url = StoreUrl::parse(url)?;
+        let StoreUrl::File { dir } = &url else {
+            return Err(Error::new(ErrorKind::Unsupported, format!("storage site {url}: not supported yet")));
+        };
+        let store = FileStore::new(url.to_string(), dir.clone(), options);
+        Ok(StorageSite { inner: Arc::new(Inner { url: url.to_string(), store }) })
+    }
+
+    /// The site's URL, which never holds a secret.
+    pub fn url(&self) -> &str {
+        &self.inner.url
+    }
+
+    /// The whole of a small object; `None` where there is no such object.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] if it is longer than `max_len`; otherwise what the store says, after retries.
+    pub async fn get(&self, key: &str, max_len: u64) -> Result<Option<Bytes>> {
+        // One byte more than allowed tells an object that is too long without a second request.
+        let Some(fetched) = self.get_range(key, 0..max_len.saturating_add(1)).await? else { return Ok(None) };
+        if fetched.object_len > max_len {
+            let why = format!("has {} bytes, at most {max_len} are expected", fetched.object_len);
+            return Err(Error::new(ErrorKind::Damaged, format!("storage site {}: object {key} {why}", self.url())));
+        }
+        Ok(Some(fetched.into_bytes()))
+    }
+
+    /// Bytes `range` of an object, in the parts in which they came; `None` where there is no such object. An object
+    /// that ends within or before the range gives what there is: the caller checks [`Fetched::len`].
+    ///
+    /// Retried and hedged within the limits of the options. Meant for ranges up to 16 MiB.
+    pub async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Option<Fetched>> {
+        self.inner.store.get_range(key, range).await
+    }
+
+    /// Length and time of an object; `None` where there is no such object.
+    pub async fn head(&self, key: &str) -> Result<Option<ObjectInfo>> {
+        self.inner.store.head(key).await
+    }
+
+    /// Creates an object of `parts`, joined, if there is none of that key. Atomic, and durable when it returns.
+    ///
+    /// A try whose answer was lost may have succeeded: [`Created::Exists`] can mean our own object. Use
+    /// [`StorageSite::create_settled`], or read the object and look for what only we can have written.
+    pub async fn create(&self, key: &str, parts: Vec<Bytes>) -> Result<Created> {
+        self.inner.store.create(key, parts).await
+    }
+
+    /// As [`StorageSite::create`], and where the key is taken, reads back length, first and last 4096 bytes to tell
+    /// our own object from another's. Only for objects whose ends identify them.
+    pub async fn create_settled(&self, key: &str, parts: Vec<Bytes>) -> Result<Settled> {
+        if self.create(key, parts.clone()).await? == Created::New {
+            return Ok(Settled::New);
+        }
+        let len: u64 = parts.iter().map(|p| p.len() as u64).sum();
+        for range in [0..len.min(SETTLE_BYTES), len.saturating_sub(SETTLE_BYTES)..len] {
+            let Some(fetched) = self.get_range(key, range.clone()).await? else {
+                let why = "was there a moment ago and is gone; nothing may delete it, look for what does";
+                return Err(Error::new(ErrorKind::Damaged, format!("storage site {}: object {key} {why}", self.url())));
+            };
+            if fetched.object_len != len || fetched.into_bytes() != slice_parts(&parts, range) {
+                return Ok(Settled::Theirs);
+            }
+        }
+        Ok(Settled::Ours)
+    }
+
+    /// Writes an object whether or not one is there. Only for a domain's `status`, which nothing trusts.
+    pub async fn put_status(&self, key: &str, bytes: Bytes) -> Result<()> {
+        self.inner.store.put(key, bytes).await
+    }
+
+    /// All objects in the folder `prefix` (empty for the whole site; a slash at its end makes no difference), in
+    /// ascending byte order of their keys, those after `after` only. The same order on all stores: one that lists in
+    /// another order ends the stream with [`ErrorKind::Unsupported`].
+    pub fn list(&self, prefix: &str, after: Option<&str>) -> BoxStream<'static, Result<ObjectInfo>> {
+        self.inner.store.list(prefix, after)
+    }
+
+    /// Names of the folders directly within the folder `prefix`, ascending, without slashes.
+    pub async fn list_dirs(&self, prefix: &str) -> Result<Vec<String>> {
+        self.inner.store.list_dirs(prefix).await
+    }
+
+    /// The store's clock: this machine's, corrected by the last answer's `Date` (seconds; kept to within one). For
+    /// `file://` this machine's.
+    pub fn now(&self) -> Time {
+        self.inner.store.now()
+    }
+
+    /// What was done since the site was opened.
+    pub fn counters(&self) -> StoreCounters {
+        self.inner.store.counters()
+    }
+}
+
+/// Bytes `range` of the joined parts.
+fn slice_parts(parts: &[Bytes], range: Range<u64>) -> Bytes {
+    let mut out = Vec::new();
+    let mut start = 0u64;
+    for part in parts {
+        let end = start + part.len() as u64;
+        let (from, to) = (range.start.max(start), range.end.min(end));
+        if from < to {
+            // Both offsets are within the part, whose length is a usize.
+            out.extend_from_slice(&part[(from - start) as usize..(to - start) as usize]);
+        }
+        start = end;
+    }
+    out.into()
+}
