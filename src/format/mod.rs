@@ -1,1 +1,55 @@
 //! Bytes of every object and file: encoding and decoding, no I/O.
+//!
+//! Every format is little-endian, begins with a magic and a version, repeats the identity of what it belongs to, and is
+//! checksummed. A decoder takes any bytes and answers with a value or a [`DecodeError`]; it never panics, never
+//! allocates more than the input justifies, and never hands out a byte that was not verified. The bytes are documented
+//! in `docs/formats.md`; a test holds that page against [`layouts`].
+
+mod catalogue;
+mod checksum;
+mod codec;
+mod decode_error;
+mod frame;
+mod index;
+mod layout;
+pub mod magic;
+mod manifest;
+mod map_page;
+mod point;
+mod segment;
+#[cfg(test)]
+mod segment_tests;
+pub mod wire;
+
+pub use catalogue::{Catalogue, DiskInfo, MAX_CATALOGUE_LEN, Nic, VmInfo, VmShape};
+pub use checksum::{Digest, xxh3_64, xxh3_128};
+pub use codec::Codec;
+pub use decode_error::{DecodeError, DecodeResult};
+pub use frame::{
+    FRAME_HEADER_LEN, FrameBody, FrameDecoder, FrameEncoder, FrameHeader, FrameId, MAX_FRAME_LEN, VerifiedFrame,
+};
+pub use index::{Index, IndexDisk, IndexEntry, MAX_INDEX_LEN};
+pub use layout::{Field, Layout};
+pub use manifest::{MAX_MANIFEST_LEN, Manifest, PageRef};
+pub use map_page::{Extent, FrameRef, MAX_PAGE_LEN, MapPage, PAGE_SPAN};
+pub use point::{Point, PointFlags};
+pub use segment::{
+    MAX_SEGMENT_LEN, SEGMENT_FOOTER_LEN, SEGMENT_HEADER_LEN, Seal, SealedSegment, Segment, SegmentBuilder,
+    SegmentFooter, SegmentHeader,
+};
+
+/// Layouts of all fixed parts, for the test that ties `docs/formats.md` to the code and for `freshet inspect`.
+pub fn layouts() -> Vec<Layout> {
+    vec![
+        SegmentHeader::layout(),
+        FrameHeader::layout(),
+        index::IndexHeader::layout(),
+        index::DiskRow::layout(),
+        index::EntryRow::layout(),
+        SegmentFooter::layout(),
+        map_page::PageHeader::layout(),
+        map_page::ExtentRow::layout(),
+        manifest::ManifestHeader::layout(),
+        manifest::PageRow::layout(),
+    ]
+}
