@@ -106,6 +106,18 @@ impl FrameHeader {
         FrameId { domain: self.domain, segment, disk: self.disk, offset: self.offset }
     }
 
+    /// Checks that this is frame `id` with the content that index or map page tell.
+    pub(crate) fn expect(&self, id: &FrameId, body: &FrameBody) -> DecodeResult<()> {
+        let found = self.id();
+        if found != *id {
+            return Err(DecodeError::identity("frame header", show_id(&found), show_id(id)));
+        }
+        match self.body()? == *body {
+            true => Ok(()),
+            false => Err(DecodeError::value("frame header", "disagrees with the index that names it")),
+        }
+    }
+
     /// Its content, after a check that a writer can have made it.
     pub fn body(&self) -> DecodeResult<FrameBody> {
         let body = FrameBody {
@@ -152,14 +164,7 @@ pub struct VerifiedFrame<'a> {
 impl<'a> VerifiedFrame<'a> {
     /// Checks `stored` (header and payload, exactly) against what was asked for.
     pub fn open(stored: &'a [u8], id: &FrameId, body: &FrameBody) -> DecodeResult<VerifiedFrame<'a>> {
-        let header = FrameHeader::decode(stored)?;
-        let found = header.id();
-        if found != *id {
-            return Err(DecodeError::identity("frame header", show_id(&found), show_id(id)));
-        }
-        if header.body()? != *body {
-            return Err(DecodeError::value("frame header", "disagrees with the index that names it"));
-        }
+        FrameHeader::decode(stored)?.expect(id, body)?;
         let payload = &stored[FRAME_HEADER_LEN..];
         if payload.len() as u64 != u64::from(body.stored_len) {
             let need = body.len_with_header();

@@ -10,15 +10,18 @@ mod checksum;
 mod codec;
 mod decode_error;
 mod frame;
+mod hydration;
 mod index;
 mod layout;
 pub mod magic;
 mod manifest;
 mod map_page;
+mod parts;
 mod point;
 mod segment;
 #[cfg(test)]
 mod segment_tests;
+mod watermark;
 pub mod wire;
 
 pub use catalogue::{Catalogue, DiskInfo, MAX_CATALOGUE_LEN, Nic, VmInfo, VmShape};
@@ -28,15 +31,18 @@ pub use decode_error::{DecodeError, DecodeResult};
 pub use frame::{
     FRAME_HEADER_LEN, FrameBody, FrameDecoder, FrameEncoder, FrameHeader, FrameId, MAX_FRAME_LEN, VerifiedFrame,
 };
+pub use hydration::{GRANULE, HydrationDisk, HydrationMap, MAX_HYDRATION_LEN, Quarantined, granules};
 pub use index::{Index, IndexDisk, IndexEntry, MAX_INDEX_LEN};
 pub use layout::{Field, Layout};
 pub use manifest::{MAX_MANIFEST_LEN, Manifest, PageRef};
 pub use map_page::{Extent, FrameRef, MAX_PAGE_LEN, MapPage, PAGE_SPAN};
+pub use parts::Parts;
 pub use point::{Point, PointFlags};
 pub use segment::{
     MAX_SEGMENT_LEN, SEGMENT_FOOTER_LEN, SEGMENT_HEADER_LEN, Seal, SealedSegment, Segment, SegmentBuilder,
-    SegmentFooter, SegmentHeader,
+    SegmentFooter, SegmentHeader, VerifiedSegment, verify_segment,
 };
+pub use watermark::{FileStamp, MAX_WATERMARK_LEN, Watermark};
 
 /// Layouts of all fixed parts, for the test that ties `docs/formats.md` to the code and for `freshet inspect`.
 pub fn layouts() -> Vec<Layout> {
@@ -51,5 +57,8 @@ pub fn layouts() -> Vec<Layout> {
         map_page::ExtentRow::layout(),
         manifest::ManifestHeader::layout(),
         manifest::PageRow::layout(),
+        hydration::HydrationHeader::layout(),
+        watermark::WatermarkHeader::layout(),
+        watermark::StampRow::layout(),
     ]
 }

@@ -13,6 +13,7 @@ use super::frame::{FRAME_HEADER_LEN, FrameEncoder, FrameHeader, VerifiedFrame};
 use super::index::{Index, IndexDisk, IndexEntry, MAX_INDEX_LEN, check_order};
 use super::layout::layout;
 use super::magic;
+use super::parts::Parts;
 use super::point::Point;
 
 /// Most bytes of a segment; a replication log must hold at least one.
@@ -144,20 +145,7 @@ impl<'a> Segment<'a> {
             return Err(DecodeError::Short { what: "segment", need: header.total_len, have: bytes.len() as u64 });
         }
         let index_pos = usize::try_from(header.index_pos).expect("checked against the length");
-        let footer_pos = index_pos + header.index_len as usize;
-        let footer = SegmentFooter::decode(&bytes[footer_pos..])?;
-        let agrees = footer.generation == header.generation
-            && footer.segment == header.segment
-            && footer.total_len == header.total_len
-            && footer.index_pos == header.index_pos
-            && footer.index_len == header.index_len;
-        if !agrees {
-            return Err(DecodeError::value("segment footer", "disagrees with the header"));
-        }
-        let index = Index::decode(&bytes[index_pos..footer_pos], &header)?;
-        if index.entries.iter().filter(|e| e.frame.is_some()).count() != header.frame_count as usize {
-            return Err(DecodeError::value("segment header", "frame count disagrees with the index"));
-        }
+        let index = open_tail(&bytes[index_pos..], &header)?;
         Ok(Segment { header, index, bytes })
     }
 
@@ -174,6 +162,69 @@ impl<'a> Segment<'a> {
         let check = |e: &IndexEntry| self.frame(e).err().map(|error| (*e, error));
         self.index.entries.iter().filter_map(check).collect()
     }
+}
+
+/// A segment that was verified as it came; its bytes stay with the caller.
+#[derive(Debug, Clone)]
+pub struct VerifiedSegment {
+    /// Its header.
+    pub header: SegmentHeader,
+    /// Its index.
+    pub index: Index,
+    /// Entries whose frames are damaged, each with what is wrong.
+    pub damaged: Vec<(IndexEntry, DecodeError)>,
+}
+
+/// Verifies a segment as it came from the network, without gathering it: header, footer, index, and every frame's header
+/// and payload.
+///
+/// # Errors
+/// Where the segment as a whole cannot be used: it is another one, cut short, or its index is damaged.
+pub fn verify_segment(parts: &Parts<'_>, domain: DomainId, id: SegmentRef) -> DecodeResult<VerifiedSegment> {
+    let mut scratch = Vec::new();
+    let head_len = parts.len().min(SEGMENT_HEADER_LEN as u64);
+    let header = SegmentHeader::open(parts.slice(0..head_len, &mut scratch)?, domain, id)?;
+    if parts.len() != header.total_len {
+        return Err(DecodeError::Short { what: "segment", need: header.total_len, have: parts.len() });
+    }
+    let tail = parts.slice(header.index_pos..header.total_len, &mut scratch)?;
+    let index = open_tail(tail, &header)?;
+    let mut damaged = Vec::new();
+    let mut scratch = Vec::new();
+    for entry in &index.entries {
+        let Some((pos, body)) = &entry.frame else { continue };
+        let payload_pos = pos + FRAME_HEADER_LEN as u64;
+        let check = |scratch: &mut Vec<u8>| {
+            FrameHeader::decode(parts.slice(*pos..payload_pos, scratch)?)?.expect(&index.frame_id(entry), body)?;
+            match parts.xxh3_64(payload_pos..pos + body.len_with_header())? == body.stored_sum {
+                true => Ok(()),
+                false => Err(DecodeError::Checksum { what: "frame payload" }),
+            }
+        };
+        if let Err(e) = check(&mut scratch) {
+            damaged.push((*entry, e));
+        }
+    }
+    Ok(VerifiedSegment { header, index, damaged })
+}
+
+/// Index and footer of the segment that `header` begins, from its bytes after the frames.
+fn open_tail(tail: &[u8], header: &SegmentHeader) -> DecodeResult<Index> {
+    let index_len = header.index_len as usize;
+    let footer = SegmentFooter::decode(tail.get(index_len..).unwrap_or_default())?;
+    let agrees = footer.generation == header.generation
+        && footer.segment == header.segment
+        && footer.total_len == header.total_len
+        && footer.index_pos == header.index_pos
+        && footer.index_len == header.index_len;
+    if !agrees {
+        return Err(DecodeError::value("segment footer", "disagrees with the header"));
+    }
+    let index = Index::decode(&tail[..index_len], header)?;
+    if index.entries.iter().filter(|e| e.frame.is_some()).count() != header.frame_count as usize {
+        return Err(DecodeError::value("segment header", "frame count disagrees with the index"));
+    }
+    Ok(index)
 }
 
 /// What a segment is told when it is sealed.

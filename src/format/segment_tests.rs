@@ -36,6 +36,9 @@ fn what_is_sealed_opens_again_with_the_same_content() {
     let segment = Segment::open(&sealed.bytes, seal().domain, seal().id).unwrap();
     assert_eq!(segment.index, sealed.index);
     assert_eq!(segment.header, sealed.header);
+    let parts: Vec<bytes::Bytes> = sealed.bytes.chunks(999).map(bytes::Bytes::copy_from_slice).collect();
+    let found = verify_segment(&Parts::new(&parts), seal().domain, seal().id).unwrap();
+    assert_eq!((&found.header, &found.index, found.damaged.len()), (&sealed.header, &sealed.index, 0));
     assert!(segment.damaged_frames().is_empty());
     let mut raw = vec![0; 70_000];
     let frame = segment.frame(&segment.index.entries[0]).unwrap().unwrap();
@@ -54,7 +57,12 @@ fn every_flipped_byte_is_noticed_by_opening_or_by_its_frame() {
             Err(_) => true,
             Ok(segment) => !segment.damaged_frames().is_empty(),
         };
-        assert!(noticed, "byte {at}");
+        let parts: Vec<bytes::Bytes> = bad.chunks(999).map(bytes::Bytes::copy_from_slice).collect();
+        let parts_noticed = match verify_segment(&Parts::new(&parts), seal().domain, seal().id) {
+            Err(_) => true,
+            Ok(found) => !found.damaged.is_empty(),
+        };
+        assert!(noticed && parts_noticed, "byte {at}");
     }
 }
 
