@@ -10,7 +10,7 @@ use std::time::Duration;
 use crossbeam::channel;
 
 use super::engine::{Completion, DiskEngine, FileId, Op, Request};
-use super::slab::Slot;
+use super::slab::{SLOT_ALIGN, Slot};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest wait for a free slot in the helpers that copy.
@@ -60,12 +60,14 @@ impl dyn DiskEngine {
     /// # Errors
     /// See [`Completion`]; `Full` when no slot came free within [`SLOT_WAIT`]. Any part may have been written.
     pub fn write_all_blocking(&self, file: FileId, offset: u64, bytes: &[u8]) -> Result<()> {
-        let mut at = offset;
-        for chunk in bytes.chunks(self.slab().slot_size()) {
+        let mut done = 0;
+        while done < bytes.len() {
+            let (at, range) = self.chunk(offset, done, bytes.len())?;
             let mut slot = self.slot_in_time()?;
-            slot[..chunk.len()].copy_from_slice(chunk);
-            self.write_slot_blocking(file, at, slot, 0..chunk.len())?;
-            at += chunk.len() as u64;
+            let next = done + range.len();
+            slot[range.clone()].copy_from_slice(&bytes[done..next]);
+            self.write_slot_blocking(file, at, slot, range)?;
+            done = next;
         }
         Ok(())
     }
@@ -76,17 +78,18 @@ impl dyn DiskEngine {
     /// # Errors
     /// See [`Completion`]; `Full` when no slot came free within [`SLOT_WAIT`].
     pub fn read_blocking(&self, file: FileId, offset: u64, bytes: &mut [u8]) -> Result<usize> {
-        let mut total = 0;
-        for chunk in bytes.chunks_mut(self.slab().slot_size()) {
+        let mut done = 0;
+        while done < bytes.len() {
+            let (at, range) = self.chunk(offset, done, bytes.len())?;
             let slot = self.slot_in_time()?;
-            let (read, slot) = self.read_slot_blocking(file, offset + total as u64, slot, 0..chunk.len())?;
-            chunk[..read].copy_from_slice(&slot[..read]);
-            total += read;
-            if read < chunk.len() {
+            let (read, slot) = self.read_slot_blocking(file, at, slot, range.clone())?;
+            bytes[done..done + read].copy_from_slice(&slot[range.start..range.start + read]);
+            done += read;
+            if read < range.len() {
                 break;
             }
         }
-        Ok(total)
+        Ok(done)
     }
 
     /// [`Op::SyncData`], waited for.
@@ -119,6 +122,17 @@ impl dyn DiskEngine {
     /// See [`Completion`].
     pub fn set_len_blocking(&self, file: FileId, len: u64) -> Result<()> {
         self.execute(file, Op::SetLen(len)).result.map(drop)
+    }
+
+    /// Where in the file and in a slot the bytes from `done` on go, of `len` in all that begin at `offset`. They lie
+    /// in the slot as in the file's pages, so that all but the edges can go directly.
+    fn chunk(&self, offset: u64, done: usize, len: usize) -> Result<(u64, Range<usize>)> {
+        let at = offset.checked_add(done as u64).ok_or_else(|| {
+            Error::new(ErrorKind::Invalid, format!("{len} bytes at {offset} end past the largest file offset"))
+        })?;
+        let start = (at % SLOT_ALIGN as u64) as usize;
+        let end = self.slab().slot_size().min(start + len - done);
+        Ok((at, start..end))
     }
 
     fn slot_in_time(&self) -> Result<Slot> {

@@ -1,7 +1,7 @@
 //! The contract of the disk engine: what can be asked of a file, what comes back, and how an engine is started.
 //!
 //! Two engines fulfil it, one on io_uring and one on plain threads; the same tests run on both. This file holds the
-//! words only and does no I/O.
+//! words, and the choice between them in [`start`]; it does no I/O.
 //!
 //! # Contract
 //!
@@ -26,7 +26,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::faults::Faults;
 use super::slab::{Slab, Slot};
+use super::threads::Threads;
+use super::uring::Uring;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What a file is opened for.
@@ -175,6 +178,8 @@ pub struct EngineOptions {
     /// Smallest [`Alignment::offset`], whatever the disk reports: a power of two up to 1 MiB. Default 1 (no wish).
     /// Makes a disk of 512-byte blocks behave like one of larger blocks.
     pub min_alignment: u32,
+    /// Decides over every system call on a file's data, for tests of what stands on the engine; `None` outside them.
+    pub faults: Option<Arc<dyn Faults>>,
 }
 
 impl Default for EngineOptions {
@@ -187,6 +192,7 @@ impl Default for EngineOptions {
             register_buffers: true,
             direct: true,
             min_alignment: 1,
+            faults: None,
         }
     }
 }
@@ -269,7 +275,17 @@ pub trait DiskEngine: Send + Sync {
 /// # Errors
 /// `Invalid` for a setting out of bounds; `Unsupported` when `kind` is `IoUring` and the kernel refuses, with the
 /// reason; `Io` when threads cannot be started.
-pub fn start(_kind: EngineKind, _slab: Arc<Slab>, options: EngineOptions) -> Result<Arc<dyn DiskEngine>> {
+pub fn start(kind: EngineKind, slab: Arc<Slab>, options: EngineOptions) -> Result<Arc<dyn DiskEngine>> {
     options.validate()?;
-    Err(Error::new(ErrorKind::Unsupported, "no disk engine in this build yet"))
+    let fallbacks = match kind {
+        EngineKind::Threads => Vec::new(),
+        EngineKind::Auto | EngineKind::IoUring => match Uring::start(Arc::clone(&slab), &options) {
+            Ok(engine) => return Ok(Arc::new(engine)),
+            Err(error) if kind == EngineKind::Auto && error.kind() == ErrorKind::Unsupported => {
+                vec![error.to_string()]
+            }
+            Err(error) => return Err(error),
+        },
+    };
+    Ok(Arc::new(Threads::start(slab, &options, fallbacks)?))
 }

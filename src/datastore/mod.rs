@@ -12,11 +12,24 @@
 
 mod blocking;
 mod engine;
+mod faults;
+mod file;
+mod gate;
+mod job;
+mod probe;
 mod slab;
+mod table;
+#[cfg(test)]
+mod tests;
+mod threads;
+mod transfer;
+mod uring;
+mod workers;
 
 pub use blocking::SLOT_WAIT;
 pub use engine::{
     Access, Alignment, Completion, DiskEngine, Done, EngineInfo, EngineKind, EngineOptions, FileId, FileInfo, Op,
     Request, start,
 };
+pub use faults::{Call, Faults, Verdict};
 pub use slab::{DEFAULT_SLOT_BYTES, SLOT_ALIGN, Slab, Slot};
