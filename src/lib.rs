@@ -14,9 +14,12 @@
 //! | [`store`] | objects of a storage site |
 //! | [`error`], [`ids`], [`clock`] | words that every module shares |
 
+pub mod cancel;
 pub mod clock;
 pub mod datastore;
 pub mod error;
 pub mod format;
 pub mod ids;
+pub mod progress;
+pub mod rehydrate;
 pub mod store;

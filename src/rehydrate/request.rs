@@ -1,0 +1,165 @@
+//! What a rehydration is asked to do, and what it reports.
+
+use std::path::PathBuf;
+
+use crate::datastore::EngineKind;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::MAX_SEGMENT_LEN;
+use crate::ids::{DiskId, Name, SegmentNo, SegmentRef, Time};
+
+/// Smallest memory budget in bytes.
+pub const MIN_MEMORY: u64 = 64 << 20;
+/// Memory budget unless told otherwise, in bytes.
+pub const DEFAULT_MEMORY: u64 = 512 << 20;
+/// Size of a new replication log unless told otherwise, in bytes.
+pub const DEFAULT_LOG_SIZE: u64 = 4 << 30;
+
+/// Which point the disks are brought to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Target {
+    /// The newest accepted point.
+    #[default]
+    Newest,
+    /// The point of this number.
+    Point(SegmentNo),
+    /// The newest point at or before this time.
+    At(Time),
+}
+
+/// Whether to stop at the target or to go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Bring the disks to the target, then end.
+    #[default]
+    AsNeeded,
+    /// Go on with every new point until cancelled, or until the point `until` is applied.
+    Continuous {
+        /// Ends when this point, or one after it, is applied.
+        until: Option<SegmentNo>,
+    },
+}
+
+/// What to rehydrate, and where to.
+#[derive(Debug, Clone)]
+pub struct RehydrateRequest {
+    /// Domain.
+    pub domain: Name,
+    /// Directory of the recovered disks: `<domain>/<vm>/<disk>.raw` in it.
+    pub datastore: PathBuf,
+    /// Directory of the replication log.
+    pub log_store: PathBuf,
+    /// Size of the replication log in bytes, where it does not exist yet.
+    pub log_size: u64,
+    /// Point to bring the disks to.
+    pub target: Target,
+    /// Stop there, or go on.
+    pub mode: Mode,
+    /// VMs to rehydrate; all where empty.
+    pub vms: Vec<Name>,
+    /// Budget in bytes for all buffers.
+    pub memory: u64,
+    /// Replace files at the disks' paths that this domain's rehydration did not make.
+    pub overwrite: bool,
+    /// Trust nothing local: hash every block against the map and fetch what differs.
+    pub check_local: bool,
+    /// Disk engine.
+    pub engine: EngineKind,
+}
+
+impl RehydrateRequest {
+    /// A request with default settings.
+    pub fn new(domain: Name, datastore: PathBuf, log_store: PathBuf) -> RehydrateRequest {
+        RehydrateRequest {
+            domain,
+            datastore,
+            log_store,
+            log_size: DEFAULT_LOG_SIZE,
+            target: Target::Newest,
+            mode: Mode::AsNeeded,
+            vms: Vec::new(),
+            memory: DEFAULT_MEMORY,
+            overwrite: false,
+            check_local: false,
+            engine: EngineKind::Auto,
+        }
+    }
+
+    /// Checks the settings against their bounds.
+    pub fn validate(&self) -> Result<()> {
+        let bad = |why: String| Err(Error::new(ErrorKind::Invalid, why));
+        if self.memory < MIN_MEMORY {
+            return bad(format!("memory budget of {} bytes: at least {MIN_MEMORY} are needed", self.memory));
+        }
+        let least_log = MAX_SEGMENT_LEN + (1 << 20);
+        if self.log_size < least_log {
+            let why = "a log must hold the largest segment";
+            return bad(format!("log size of {} bytes: at least {least_log}, {why}", self.log_size));
+        }
+        Ok(())
+    }
+}
+
+/// A range that could not be recovered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// Disk.
+    pub disk: DiskId,
+    /// `vm/disk`.
+    pub label: String,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Why.
+    pub why: String,
+    /// Files of the guest that use the range, where that could be told.
+    pub files: Vec<String>,
+}
+
+/// One disk that was brought to the point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RehydratedDisk {
+    /// `vm/disk`.
+    pub label: String,
+    /// Its file.
+    pub path: PathBuf,
+    /// Bytes of the disk.
+    pub size: u64,
+}
+
+/// What a rehydration did. Counts are bytes.
+#[derive(Debug, Clone, Default)]
+pub struct RehydrateReport {
+    /// The point that the disks equal now.
+    pub point: SegmentRef,
+    /// Its time.
+    pub point_time: Time,
+    /// Whether a disk was open for writing while that point was read.
+    pub fuzzy: bool,
+    /// The disks.
+    pub disks: Vec<RehydratedDisk>,
+    /// Bytes of all disks.
+    pub logical: u64,
+    /// Live bytes of all disks at the point.
+    pub live: u64,
+    /// Raw bytes that were written to the disks.
+    pub written: u64,
+    /// Bytes that were fetched from the storage site for it.
+    pub fetched: u64,
+    /// Live bytes that were already there and valid.
+    pub kept: u64,
+    /// Segments that went through the log.
+    pub landed_segments: u64,
+    /// Points that were applied.
+    pub applied_points: u64,
+    /// Seconds in all.
+    pub seconds: f64,
+    /// Seconds from the start until the first byte was asked for: opening, planning.
+    pub plan_seconds: f64,
+    /// What could not be recovered; empty where all is well.
+    pub damage: Vec<Damage>,
+    /// What the disk engine is and had to do without.
+    pub engine: String,
+    /// What else to know.
+    pub notes: Vec<String>,
+}
