@@ -3,10 +3,33 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod support;
+
 use bytes::Bytes;
 use freshet::error::ErrorKind;
 use freshet::store::{Created, ObjectInfo, Settled, StorageSite, StoreOptions};
 use futures::TryStreamExt;
+use support::s3::{Options, S3Server};
+
+/// A server and a site on it.
+struct S3 {
+    server: S3Server,
+    site: StorageSite,
+    _dir: tempfile::TempDir,
+}
+
+impl S3 {
+    async fn start() -> S3 {
+        let dir = tempfile::tempdir().unwrap();
+        let server = S3Server::start(dir.path(), Options { page_keys: 3, ..Options::default() }).unwrap();
+        let site = StorageSite::open(&server.url("site"), &options(&server)).await.unwrap();
+        S3 { server, site, _dir: dir }
+    }
+}
+
+fn options(server: &S3Server) -> StoreOptions {
+    StoreOptions::from_vars(server.env())
+}
 
 async fn file_site(dir: &tempfile::TempDir) -> StorageSite {
     let url = format!("file://{}/site", dir.path().display());
@@ -110,4 +133,15 @@ async fn listings(site: &StorageSite) {
 async fn a_directory_keeps_the_contract() {
     let dir = tempfile::tempdir().unwrap();
     contract(&file_site(&dir).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_s3_server_keeps_the_contract() {
+    let s3 = S3::start().await;
+    contract(&s3.site).await;
+    let counters = s3.site.counters();
+    assert_eq!((counters.retries, counters.hedges), (0, 0), "{counters:?}");
+    let root = StorageSite::open(&s3.server.url(""), &options(&s3.server)).await.unwrap();
+    assert_eq!(root.list_dirs("").await.unwrap(), ["site"]);
+    assert_eq!(keys(&root, "site/l", None).await.len(), 7);
 }

@@ -13,17 +13,28 @@
 //! | `object` | what is handed out |
 //! | `site` | [`StorageSite`], the one door |
 //! | `file`, `pool` | directories, aligned buffers |
+//! | `cloud`, `listing` | operations on an object store: tries, pauses, second requests |
+//! | `retry`, `hedge`, `failure`, `store_clock` | what is decided, without I/O |
+//! | `client`, `connector` | the HTTP client and the layer that watches it |
 //!
 //! Promises: a body is never cut by a limit on its whole time; a range comes whole or as an error; a create is atomic
 //! and durable when it is reported; nothing shown or logged holds a secret; every loop has a limit.
 
+mod client;
+mod cloud;
+mod connector;
 mod counters;
+mod failure;
 mod file;
+mod hedge;
 pub mod keys;
+mod listing;
 mod object;
 mod options;
 mod pool;
+mod retry;
 mod site;
+mod store_clock;
 mod url;
 
 pub use object::{Created, Fetched, ObjectInfo, Settled, StoreCounters};

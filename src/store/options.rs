@@ -10,10 +10,21 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
+use super::client;
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
 
 /// Prefixes of the environment variables that the providers' own tools read.
 const PROVIDER_PREFIXES: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
+
+/// Provider settings that hold a service's address.
+const ENDPOINTS: [&str; 6] = [
+    "AWS_ENDPOINT",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AZURE_ENDPOINT",
+    "AZURE_STORAGE_ENDPOINT",
+    "GOOGLE_BASE_URL",
+];
 
 /// Longest options file that is read.
 const MAX_FILE_LEN: u64 = 64 * 1024;
@@ -128,6 +139,10 @@ impl StoreOptions {
     /// [`StoreOptions::validate`].
     pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
         if PROVIDER_PREFIXES.iter().any(|p| name.starts_with(p)) {
+            if !client::is_provider_setting(name) {
+                let why = "is not known, or it is set by the URL or by CONNECT_TIMEOUT and STALL_TIMEOUT";
+                return Err(Error::new(ErrorKind::Invalid, format!("store option {name:?} {why}")));
+            }
             self.provider.insert(name.to_owned(), value.to_owned());
             return Ok(());
         }
@@ -174,6 +189,9 @@ impl StoreOptions {
         between("HEDGE_CEILING", self.hedge.ceiling, self.hedge.floor, s(600))?;
         between("HEDGE_SHARE_PERCENT", self.hedge.share_percent, 0, 100)?;
         between("IDLE_BUFFERS", self.idle_buffers, 0, 1 << 30)?;
+        for name in ENDPOINTS {
+            self.provider.get(name).map_or(Ok(()), |value| check_endpoint(name, value))?;
+        }
         match self.provider.get("AWS_CONDITIONAL_PUT").map(String::as_str) {
             None | Some("etag") => Ok(()),
             Some(other) => Err(Error::new(
@@ -184,9 +202,13 @@ impl StoreOptions {
     }
 
     /// Provider settings by the name of their environment variable.
-    #[expect(dead_code, reason = "object stores come next")]
     pub(super) fn provider(&self, prefix: &str) -> impl Iterator<Item = (&str, &str)> {
         self.provider.iter().filter(move |(k, _)| k.starts_with(prefix)).map(|(k, v)| (k.as_str(), v.as_str()))
+    }
+
+    /// Whether the operator named an endpoint that is not encrypted.
+    pub(super) fn endpoint_is_http(&self) -> bool {
+        ENDPOINTS.iter().filter_map(|name| self.provider.get(*name)).any(|value| value.starts_with("http://"))
     }
 
     fn apply_file(&mut self, path: &Path) -> Result<()> {
@@ -270,4 +292,113 @@ fn duration(name: &str, value: &str) -> Result<Duration> {
         _ => None,
     };
     millis.map(Duration::from_millis).ok_or_else(|| unreadable(name, value, expected))
+}
+
+/// An endpoint must be a web address. What is wrong with one is not repeated where it carries credentials.
+fn check_endpoint(name: &str, value: &str) -> Result<()> {
+    let refused = |why: &str| Err(Error::new(ErrorKind::Invalid, format!("store option {name}: {why}")));
+    let Ok(url) = url::Url::parse(value) else {
+        return refused(&format!("{value:?} is not an address such as https://host:port"));
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        return refused("it carries credentials; give them by settings of their own");
+    }
+    match (url.scheme(), url.host_str()) {
+        ("http" | "https", Some(_)) => Ok(()),
+        _ => refused(&format!("{value:?} is not an address such as https://host:port")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vars(all: &[(&str, &str)]) -> StoreOptions {
+        StoreOptions::from_vars(all.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())))
+    }
+
+    #[test]
+    fn only_the_providers_variables_are_taken_and_no_value_is_shown() {
+        let options = vars(&[("AWS_SECRET_ACCESS_KEY", "s3cr3t"), ("HOME", "/root"), ("CONNECT_TIMEOUT", "1ms")]);
+        let shown = format!("{options:?}");
+        assert!(shown.contains("AWS_SECRET_ACCESS_KEY") && !shown.contains("s3cr3t") && !shown.contains("HOME"));
+        assert_eq!(options.connect_timeout, StoreOptions::default().connect_timeout);
+        options.validate().unwrap();
+    }
+
+    #[test]
+    fn a_file_outranks_the_environment_and_its_errors_name_the_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("options");
+        let text = "# store\n\nAWS_REGION = eu-1\nAWS_SECRET_ACCESS_KEY=\"a=b\"\nSTALL_TIMEOUT=2m\nHEDGE=off\nRETRY_PAUSE=250ms\n";
+        std::fs::write(&path, text).unwrap();
+        let mut options = vars(&[("AWS_REGION", "us-1")]);
+        options.apply_file(&path).unwrap();
+        let aws: Vec<_> = options.provider("AWS_").collect();
+        assert_eq!(aws, [("AWS_REGION", "eu-1"), ("AWS_SECRET_ACCESS_KEY", "a=b")]);
+        assert_eq!(options.stall_timeout, Duration::from_secs(120));
+        assert_eq!(options.retry.pause, Duration::from_millis(250));
+        assert!(!options.hedge.enabled);
+
+        for (line, why) in [
+            ("s3cr3t", "line 2: expected NAME=VALUE"),
+            ("AWS_SECRET_KEY=s3cr3t", "AWS_SECRET_KEY"),
+            ("AWS_TIMEOUT=5s", "STALL_TIMEOUT"),
+            ("AWS_BUCKET=b", "URL"),
+            ("TIMEOUT=5", "\"TIMEOUT\" is not known"),
+            ("CONNECT_TIMEOUT=5", "such as 500ms"),
+            ("CONNECT_TIMEOUT=99999999999999999999s", "such as 500ms"),
+            ("HEDGE=maybe", "on or off"),
+            ("RETRY_TRIES=-1", "whole number"),
+        ] {
+            std::fs::write(&path, format!("#\n{line}\n")).unwrap();
+            let e = vars(&[]).apply_file(&path).unwrap_err();
+            assert_eq!(e.kind(), ErrorKind::Invalid);
+            let shown = e.to_string();
+            assert!(shown.contains(why) && shown.contains("line 2") && !shown.contains("s3cr3t"), "{line}: {shown}");
+        }
+        std::fs::write(&path, vec![b'#'; 70_000]).unwrap();
+        assert_eq!(vars(&[]).apply_file(&path).unwrap_err().kind(), ErrorKind::Invalid);
+        let missing = vars(&[]).apply_file(&dir.path().join("none")).unwrap_err();
+        assert_eq!(missing.kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn every_bound_is_checked() {
+        for (name, low, high) in [
+            ("CONNECT_TIMEOUT", "99ms", "121s"),
+            ("STALL_TIMEOUT", "99ms", "601s"),
+            ("MIN_UPLOAD_RATE", "1023", "1073741825"),
+            ("RETRY_TRIES", "0", "101"),
+            ("RETRY_TOTAL", "999ms", "3601s"),
+            ("RETRY_CONNECT_TRIES", "0", "101"),
+            ("RETRY_PAUSE", "0ms", "11s"),
+            ("RETRY_PAUSE_MAX", "99ms", "61s"),
+            ("HEDGE_FLOOR", "0ms", "61s"),
+            ("HEDGE_CEILING", "99ms", "601s"),
+            ("HEDGE_SHARE_PERCENT", "-1", "101"),
+            ("IDLE_BUFFERS", "-1", "1073741825"),
+        ] {
+            for value in [low, high] {
+                let mut options = vars(&[]);
+                let checked = options.set(name, value).and_then(|()| options.validate());
+                let e = checked.unwrap_err();
+                assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains(name), "{e}");
+            }
+        }
+    }
+
+    #[test]
+    fn endpoints_are_web_addresses_without_credentials() {
+        for good in ["http://127.0.0.1:9000", "https://s3.example.com", "https://host/path"] {
+            vars(&[("AWS_ENDPOINT_URL", good)]).validate().unwrap();
+        }
+        for bad in ["localhost:9000", "host", "", "ftp://host", "https://", "https://key:s3cr3t@host"] {
+            let e = vars(&[("AWS_ENDPOINT_URL", bad)]).validate().unwrap_err().to_string();
+            assert!(e.contains("AWS_ENDPOINT_URL") && !e.contains("s3cr3t"), "{e}");
+        }
+        assert!(vars(&[("AWS_ENDPOINT_URL", "http://h")]).endpoint_is_http());
+        assert!(!vars(&[("AWS_ENDPOINT_URL", "https://h")]).endpoint_is_http());
+        assert!(vars(&[("AWS_CONDITIONAL_PUT", "disabled")]).validate().is_err());
+    }
 }

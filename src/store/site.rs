@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
+use super::cloud::CloudStore;
 use super::file::FileStore;
 use super::{Created, Fetched, ObjectInfo, Settled, StoreCounters, StoreOptions, StoreUrl};
 use crate::error::{Error, ErrorKind, Result};
@@ -25,7 +26,13 @@ pub struct StorageSite {
 
 struct Inner {
     url: String,
-    store: FileStore,
+    store: Store,
+}
+
+/// What is behind the door.
+enum Store {
+    File(FileStore),
+    Cloud(CloudStore),
 }
 
 impl StorageSite {
@@ -36,11 +43,14 @@ impl StorageSite {
     pub async fn open(url: &str, options: &StoreOptions) -> Result<StorageSite> {
         options.validate()?;
         let url = StoreUrl::parse(url)?;
-        let StoreUrl::File { dir } = &url else {
-            return Err(Error::new(ErrorKind::Unsupported, format!("storage site {url}: not supported yet")));
+        let shown = url.to_string();
+        let store = match url {
+            StoreUrl::File { dir } => Store::File(FileStore::new(shown.clone(), dir, options)),
+            StoreUrl::Cloud { provider, bucket, prefix } => {
+                Store::Cloud(CloudStore::new(shown.clone(), provider, &bucket, &prefix, options)?)
+            }
         };
-        let store = FileStore::new(url.to_string(), dir.clone(), options);
-        Ok(StorageSite { inner: Arc::new(Inner { url: url.to_string(), store }) })
+        Ok(StorageSite { inner: Arc::new(Inner { url: shown, store }) })
     }
 
     /// The site's URL, which never holds a secret.
@@ -67,12 +77,18 @@ impl StorageSite {
     ///
     /// Retried and hedged within the limits of the options. Meant for ranges up to 16 MiB.
     pub async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Option<Fetched>> {
-        self.inner.store.get_range(key, range).await
+        match &self.inner.store {
+            Store::File(store) => store.get_range(key, range).await,
+            Store::Cloud(store) => store.get_range(key, range).await,
+        }
     }
 
     /// Length and time of an object; `None` where there is no such object.
     pub async fn head(&self, key: &str) -> Result<Option<ObjectInfo>> {
-        self.inner.store.head(key).await
+        match &self.inner.store {
+            Store::File(store) => store.head(key).await,
+            Store::Cloud(store) => store.head(key).await,
+        }
     }
 
     /// Creates an object of `parts`, joined, if there is none of that key. Atomic, and durable when it returns.
@@ -80,7 +96,10 @@ impl StorageSite {
     /// A try whose answer was lost may have succeeded: [`Created::Exists`] can mean our own object. Use
     /// [`StorageSite::create_settled`], or read the object and look for what only we can have written.
     pub async fn create(&self, key: &str, parts: Vec<Bytes>) -> Result<Created> {
-        self.inner.store.create(key, parts).await
+        match &self.inner.store {
+            Store::File(store) => store.create(key, parts).await,
+            Store::Cloud(store) => store.create(key, parts).await,
+        }
     }
 
     /// As [`StorageSite::create`], and where the key is taken, reads back length, first and last 4096 bytes to tell
@@ -104,30 +123,45 @@ impl StorageSite {
 
     /// Writes an object whether or not one is there. Only for a domain's `status`, which nothing trusts.
     pub async fn put_status(&self, key: &str, bytes: Bytes) -> Result<()> {
-        self.inner.store.put(key, bytes).await
+        match &self.inner.store {
+            Store::File(store) => store.put(key, bytes).await,
+            Store::Cloud(store) => store.overwrite(key, bytes).await,
+        }
     }
 
     /// All objects in the folder `prefix` (empty for the whole site; a slash at its end makes no difference), in
     /// ascending byte order of their keys, those after `after` only. The same order on all stores: one that lists in
     /// another order ends the stream with [`ErrorKind::Unsupported`].
     pub fn list(&self, prefix: &str, after: Option<&str>) -> BoxStream<'static, Result<ObjectInfo>> {
-        self.inner.store.list(prefix, after)
+        match &self.inner.store {
+            Store::File(store) => store.list(prefix, after),
+            Store::Cloud(store) => store.list(prefix, after),
+        }
     }
 
     /// Names of the folders directly within the folder `prefix`, ascending, without slashes.
     pub async fn list_dirs(&self, prefix: &str) -> Result<Vec<String>> {
-        self.inner.store.list_dirs(prefix).await
+        match &self.inner.store {
+            Store::File(store) => store.list_dirs(prefix).await,
+            Store::Cloud(store) => store.list_dirs(prefix).await,
+        }
     }
 
     /// The store's clock: this machine's, corrected by the last answer's `Date` (seconds; kept to within one). For
     /// `file://` this machine's.
     pub fn now(&self) -> Time {
-        self.inner.store.now()
+        match &self.inner.store {
+            Store::File(store) => store.now(),
+            Store::Cloud(store) => store.now(),
+        }
     }
 
     /// What was done since the site was opened.
     pub fn counters(&self) -> StoreCounters {
-        self.inner.store.counters()
+        match &self.inner.store {
+            Store::File(store) => store.counters(),
+            Store::Cloud(store) => store.counters(),
+        }
     }
 }
 
