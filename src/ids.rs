@@ -133,6 +133,11 @@ impl SegmentRef {
     pub const fn new(generation: Generation, segment: SegmentNo) -> Self {
         Self { generation, segment }
     }
+
+    /// Whether it can be part of a chain that ends at `cut`: neither its number nor its generation is higher.
+    pub fn is_within(self, cut: SegmentRef) -> bool {
+        self.segment <= cut.segment && self.generation <= cut.generation
+    }
 }
 
 impl fmt::Display for SegmentRef {

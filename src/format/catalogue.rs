@@ -140,7 +140,23 @@ impl Catalogue {
         Ok(catalogue)
     }
 
-    fn check(&self) -> DecodeResult<()> {
+    fn check_limits(&self) -> DecodeResult<()> {
+        within("VMs", self.vms.len(), MAX_VMS)?;
+        within("disks", self.disks.len(), MAX_DISKS)?;
+        for vm in &self.vms {
+            within("bytes of definition", vm.definition.len(), MAX_DEFINITION_LEN)?;
+            within("network cards", vm.shape.nics.len(), MAX_NICS)?;
+            let nics = vm.shape.nics.iter().flat_map(|n| [&n.mac, &n.network, &n.model]);
+            for word in nics.chain([&vm.definition_kind, &vm.shape.firmware]) {
+                within("bytes of one word", word.len(), MAX_WORD_LEN)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a decoder would refuse is not written either.
+    pub(crate) fn check(&self) -> DecodeResult<()> {
+        self.check_limits()?;
         let (mut ids, mut names) = (HashSet::new(), HashSet::new());
         for vm in &self.vms {
             if !ids.insert(vm.id) || !names.insert(&vm.name) {
@@ -157,6 +173,13 @@ impl Catalogue {
             }
         }
         Ok(())
+    }
+}
+
+fn within(what: &str, len: usize, max: usize) -> DecodeResult<()> {
+    match len <= max {
+        true => Ok(()),
+        false => Err(DecodeError::value(WHAT, format!("{what}: {len}, at most {max}"))),
     }
 }
 

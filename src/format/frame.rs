@@ -128,7 +128,7 @@ impl FrameHeader {
             raw_digest: self.raw_digest,
         };
         check_frame_shape("frame header", self.offset, &body)?;
-        if self.key_id != 0 {
+        if self.key_id != 0 || self.nonce != [0; 12] {
             return Err(DecodeError::value("frame header", "encrypted: use a newer freshet"));
         }
         Ok(body)

@@ -5,6 +5,8 @@
 //! segments after that. Any other granule holds nothing that may be used. Granules in a quarantined range are never
 //! valid.
 
+use std::collections::HashSet;
+
 use roaring::RoaringBitmap;
 
 use crate::ids::{DiskId, DomainId, Generation, SegmentNo, SegmentRef};
@@ -75,7 +77,7 @@ pub struct Quarantined {
     pub offset: u64,
     /// Bytes.
     pub len: u64,
-    /// Why, for people.
+    /// Why, for people; no more than 4096 bytes of it are kept.
     pub why: String,
 }
 
@@ -106,7 +108,7 @@ impl HydrationMap {
             put_bitmap(&mut body, &d.touched);
         }
         for q in &self.quarantined {
-            body.put(&q.disk).put(&q.offset).put(&q.len).text(&q.why);
+            body.put(&q.disk).put(&q.offset).put(&q.len).text(shortened(&q.why));
         }
         let body = body.finish();
         let bounded = |n: usize| u32::try_from(n).expect("bounded by the domain");
@@ -133,7 +135,8 @@ impl HydrationMap {
         let have = bytes.len() as u64;
         let end = (HydrationHeader::LEN as u64).checked_add(head.body_len).filter(|end| *end <= have);
         let Some(end) = end else {
-            return Err(DecodeError::Short { what: WHAT, need: head.body_len, have });
+            let need = head.body_len.saturating_add(HydrationHeader::LEN as u64);
+            return Err(DecodeError::Short { what: WHAT, need, have });
         };
         let body = &bytes[HydrationHeader::LEN..usize::try_from(end).expect("within the slice")];
         if xxh3_128(body) != head.body_digest {
@@ -143,16 +146,26 @@ impl HydrationMap {
         if head.disk_count as usize > MAX_DISKS || head.quarantine_count as usize > MAX_QUARANTINED {
             return Err(DecodeError::value(WHAT, format!("{} disks", head.disk_count)));
         }
-        let mut disks = Vec::new();
+        let (mut disks, mut ids) = (Vec::new(), HashSet::new());
         for _ in 0..head.disk_count {
             let (disk, size) = (from.take()?, from.take()?);
-            let pristine = from.take::<u8>()? != 0;
+            let pristine = match from.take::<u8>()? {
+                0 => false,
+                1 => true,
+                n => return Err(DecodeError::value(WHAT, format!("flags {n:#x} of disk {disk}: use a newer freshet"))),
+            };
+            if !ids.insert(disk) {
+                return Err(DecodeError::value(WHAT, format!("disk {disk} twice")));
+            }
             let (valid, touched) = (take_bitmap(&mut from, size)?, take_bitmap(&mut from, size)?);
             disks.push(HydrationDisk { disk, size, pristine, valid, touched });
         }
         let mut quarantined = Vec::new();
         for _ in 0..head.quarantine_count {
-            let (disk, offset, len) = (from.take()?, from.take()?, from.take()?);
+            let (disk, offset, len) = (from.take()?, from.take::<u64>()?, from.take()?);
+            if offset.checked_add(len).is_none() {
+                return Err(DecodeError::value(WHAT, format!("quarantined range {offset}+{len}")));
+            }
             quarantined.push(Quarantined { disk, offset, len, why: from.text(MAX_WHY_LEN)?.to_owned() });
         }
         from.finish()?;
@@ -165,6 +178,11 @@ impl HydrationMap {
             quarantined,
         })
     }
+}
+
+/// As much of `why` as a decoder takes, cut between characters.
+fn shortened(why: &str) -> &str {
+    &why[..why.floor_char_boundary(MAX_WHY_LEN)]
 }
 
 /// Granules of a disk of `size` bytes; the last may be short. `None` for a disk too large for a bitmap (over 1 PiB).
@@ -232,5 +250,19 @@ mod tests {
         let mut past = sample();
         past.disks[0].valid.insert(101);
         assert!(HydrationMap::decode(&past.encode()).is_err());
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_and_hostile_disks_and_ranges_are_refused() {
+        let mut long = sample();
+        long.quarantined[0].why = "x".repeat(MAX_WHY_LEN - 1) + "☃☃";
+        let back = HydrationMap::decode(&long.encode()).unwrap();
+        assert_eq!(back.quarantined[0].why, "x".repeat(MAX_WHY_LEN - 1));
+        let mut twice = sample();
+        twice.disks.push(twice.disks[0].clone());
+        assert!(HydrationMap::decode(&twice.encode()).is_err());
+        let mut far = sample();
+        far.quarantined[0].offset = u64::MAX;
+        assert!(HydrationMap::decode(&far.encode()).is_err());
     }
 }

@@ -1,7 +1,9 @@
 //! A segment's index: its disks, every frame and zeroed range, the point it ends at, and the catalogue where it changed.
 //!
-//! Invariants: entries are sorted by disk and offset and are disjoint; every frame lies between the segment's header and
-//! its index. The index repeats the parent and its digest, so that the digest of one index covers the whole chain before.
+//! Invariants: disks are unique; entries are sorted by disk and offset and are disjoint; the frames fill the space
+//! between the segment's header and its index, so that no byte of a segment is without a checksum. The index repeats the parent and its digest, so that the digest of one index covers the whole chain before.
+
+use std::collections::HashSet;
 
 use crate::ids::{DiskId, DomainId, Generation, SegmentNo, SegmentRef, VmId};
 
@@ -175,6 +177,7 @@ impl Index {
             return Err(DecodeError::Checksum { what: WHAT });
         }
         let index = Index::parse(bytes, header.index_pos)?;
+        index.check_sums(header)?;
         let same = index.domain == header.domain
             && index.segment == header.id()
             && index.parent == header.parent()
@@ -183,6 +186,26 @@ impl Index {
             true => Ok(index),
             false => Err(DecodeError::identity(WHAT, index.segment, header.id())),
         }
+    }
+
+    /// The frames fill the space before the index, and are as many and as long as the header says.
+    fn check_sums(&self, header: &SegmentHeader) -> DecodeResult<()> {
+        let frames = self.entries.iter().filter_map(|e| e.frame.as_ref().map(|(_, body)| body));
+        let (mut count, mut raw, mut stored) = (0_u64, 0_u64, 0_u64);
+        for body in frames {
+            count += 1;
+            raw += u64::from(body.raw_len);
+            stored += body.len_with_header();
+        }
+        if count != u64::from(header.frame_count) || raw != header.raw_bytes {
+            let why = format!("header tells of {} frames and {} bytes", header.frame_count, header.raw_bytes);
+            return Err(DecodeError::value(WHAT, format!("{count} frames with {raw} raw bytes: {why}")));
+        }
+        if SEGMENT_HEADER_LEN as u64 + stored != header.index_pos {
+            let why = format!("frames of {stored} stored bytes before an index at {}", header.index_pos);
+            return Err(DecodeError::value(WHAT, why));
+        }
+        Ok(())
     }
 
     fn parse(bytes: &[u8], index_pos: u64) -> DecodeResult<Index> {
@@ -196,12 +219,13 @@ impl Index {
         }
         let mut disks = Vec::with_capacity(head.disk_count as usize);
         for _ in 0..head.disk_count {
-            let row = DiskRow::decode(from.array()?);
+            let row = DiskRow::decode(from.array()?)?;
             disks.push(IndexDisk { id: row.disk, vm: row.vm, size: row.size });
         }
+        check_disks(&disks)?;
         let mut entries = Vec::with_capacity(head.entry_count as usize);
         for _ in 0..head.entry_count {
-            entries.push(entry_from(&EntryRow::decode(from.array()?), &disks, index_pos)?);
+            entries.push(entry_from(&EntryRow::decode(from.array()?)?, &disks, index_pos)?);
         }
         check_order(&entries)?;
         let point = from.raw(head.point_len as usize)?;
@@ -222,6 +246,22 @@ impl Index {
             point,
             catalogue,
         })
+    }
+}
+
+impl EntryRow {
+    fn has_frame_fields(&self) -> bool {
+        let numbers = u64::from(self.codec) | self.frame_pos | u64::from(self.stored_len) | self.stored_sum;
+        numbers != 0 || self.raw_digest != Digest::default()
+    }
+}
+
+/// Each disk stands in the table once: otherwise entries of one disk could overlap unseen.
+fn check_disks(disks: &[IndexDisk]) -> DecodeResult<()> {
+    let mut ids = HashSet::with_capacity(disks.len());
+    match disks.iter().find(|d| !ids.insert(d.id)) {
+        Some(twice) => Err(DecodeError::value(WHAT, format!("disk {} twice in the table", twice.id))),
+        None => Ok(()),
     }
 }
 
@@ -250,6 +290,7 @@ fn entry_from(row: &EntryRow, disks: &[IndexDisk], index_pos: u64) -> DecodeResu
         return Err(DecodeError::value(WHAT, why));
     }
     let frame = match row.kind {
+        ZERO if row.has_frame_fields() => return Err(DecodeError::value(WHAT, "zeros with a payload")),
         ZERO => None,
         DATA => {
             let raw_len = u32::try_from(row.len).map_err(|_| DecodeError::value(WHAT, "frame over 4 GiB"))?;
@@ -275,7 +316,7 @@ fn entry_from(row: &EntryRow, disks: &[IndexDisk], index_pos: u64) -> DecodeResu
 /// Entries are sorted and disjoint.
 pub(crate) fn check_order(entries: &[IndexEntry]) -> DecodeResult<()> {
     for (a, b) in entries.iter().zip(entries.iter().skip(1)) {
-        let ordered = a.disk < b.disk || (a.disk == b.disk && a.offset + a.len <= b.offset);
+        let ordered = a.disk < b.disk || (a.disk == b.disk && a.offset.saturating_add(a.len) <= b.offset);
         if !ordered {
             let why = format!("entries out of order or overlapping at disk {} offset {}", b.disk, b.offset);
             return Err(DecodeError::value(WHAT, why));

@@ -2,8 +2,8 @@
 //!
 //! `layout!` makes two kinds. A *header* begins with magic (8 bytes) and version (u16) and ends with xxh3-64 of all
 //! bytes before; its decoder checks the three. A *row* is a bare record inside a part that is checksummed as a whole.
-//! Offsets that overlap or leave the struct are a compile error; bytes that no field names are written as zero and are
-//! reserved.
+//! Offsets that overlap or leave the struct are a compile error. Bytes that no field names are reserved: written as
+//! zero, and refused where they are not, so that a later version that gives them a meaning is never misread.
 
 use crate::ids::{DiskId, DomainId, Generation, SegmentNo, Time, VmId, WriterId};
 
@@ -136,9 +136,15 @@ macro_rules! layout {
                 $(self.$field.put(&mut to[$offset..$offset + <$ty as Wire>::LEN]);)*
             }
 
-            fn take_fields(from: &[u8; $len]) -> Self {
+            fn take_fields(what: &'static str, from: &[u8; $len]) -> $crate::format::DecodeResult<Self> {
                 use $crate::format::layout::Wire;
-                Self { $($field: <$ty as Wire>::take(&from[$offset..$offset + <$ty as Wire>::LEN]),)* }
+                let value = Self { $($field: <$ty as Wire>::take(&from[$offset..$offset + <$ty as Wire>::LEN]),)* };
+                let mut again = [0_u8; $len];
+                value.put_fields(&mut again);
+                match again[$start..$end] == from[$start..$end] {
+                    true => Ok(value),
+                    false => Err($crate::format::DecodeError::value(what, "reserved bytes are set: use a newer freshet")),
+                }
             }
         }
     };
@@ -161,7 +167,7 @@ macro_rules! layout {
                 out
             }
 
-            /// From the first bytes of `bytes`, after checking length, magic, version and checksum.
+            /// From the first bytes of `bytes`, after checking length, magic, version, checksum and reserved bytes.
             $vis fn decode(bytes: &[u8]) -> $crate::format::DecodeResult<Self> {
                 use $crate::format::DecodeError;
                 $crate::format::decode_error::check_magic(&$magic, bytes)?;
@@ -172,7 +178,7 @@ macro_rules! layout {
                 if $crate::format::xxh3_64(covered).to_le_bytes() != sum {
                     return Err(DecodeError::Checksum { what: $magic.what });
                 }
-                Ok(Self::take_fields(head))
+                Self::take_fields($magic.what, head)
             }
 
             /// Names and offsets, as documented.
@@ -203,9 +209,9 @@ macro_rules! layout {
                 out
             }
 
-            /// The bare record; `bytes` was verified as a part of something larger.
-            $vis fn decode(bytes: &[u8; $len]) -> Self {
-                Self::take_fields(bytes)
+            /// The bare record; `bytes` was verified as a part of something larger. Fails where reserved bytes are set.
+            $vis fn decode(bytes: &[u8; $len]) -> $crate::format::DecodeResult<Self> {
+                Self::take_fields(stringify!($name), bytes)
             }
 
             /// Names and offsets, as documented.

@@ -1,7 +1,7 @@
 //! Manifests: a checkpoint of a domain cut at a point. VMs, disks, every map page with its digest, and the points since
 //! the last manifest, so that points can be listed without reading segments.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::ids::{DomainId, Generation, SegmentNo, SegmentRef, Time, VmId};
 
@@ -10,14 +10,15 @@ use super::checksum::{Digest, xxh3_128};
 use super::decode_error::{DecodeError, DecodeResult};
 use super::layout::layout;
 use super::magic;
-use super::map_page::{MAX_PAGE_LEN, PAGE_SPAN};
-use super::point::{Point, PointFlags, put_vms, take_vms};
+use super::map_page::{MAX_PAGE_LEN, PAGE_SPAN, min_page_len};
+use super::point::{Point, PointFlags, check_vms, put_vms, take_vms};
 use super::wire::{Reader, Writer};
 
 /// Most bytes of a manifest.
 pub const MAX_MANIFEST_LEN: u64 = 512 << 20;
 const MAX_POINTS: usize = 1_000_000;
 const WHAT: &str = "manifest";
+const POINTS: &str = "manifest points";
 
 layout! { header magic::MANIFEST;
     /// First bytes of a manifest.
@@ -125,7 +126,11 @@ impl Manifest {
     /// The object's bytes. Fails where an invariant does not hold.
     pub fn encode(&self) -> DecodeResult<Vec<u8>> {
         self.check()?;
+        self.catalogue.check()?;
         let catalogue = self.catalogue.encode();
+        if catalogue.len() > MAX_CATALOGUE_LEN {
+            return Err(DecodeError::value(WHAT, format!("catalogue of {} bytes", catalogue.len())));
+        }
         let points = encode_points(&self.points);
         let bounded = |n: usize| u32::try_from(n).expect("bounded by the limits of a manifest");
         let mut body = Writer::new();
@@ -184,7 +189,7 @@ impl Manifest {
         }
         let mut pages = Vec::with_capacity(head.page_count as usize);
         for _ in 0..head.page_count {
-            pages.push(page_from(&PageRow::decode(from.array()?)));
+            pages.push(page_from(&PageRow::decode(from.array()?)?));
         }
         from.finish()?;
         let manifest = Manifest {
@@ -216,17 +221,36 @@ impl Manifest {
         }
     }
 
-    fn check(&self) -> DecodeResult<()> {
+    /// Points ascend, begin after the previous manifest, and end with the manifest's own.
+    fn check_points(&self) -> DecodeResult<()> {
+        if self.points.len() > MAX_POINTS {
+            return Err(DecodeError::value(WHAT, format!("{} points, at most {MAX_POINTS}", self.points.len())));
+        }
         if self.points.last().map(|(at, _)| *at) != Some(self.cut) {
             return Err(DecodeError::value(WHAT, "its last point is not its own"));
         }
+        let mut last = self.previous;
+        for (at, point) in &self.points {
+            if at.segment <= last.segment || at.generation < last.generation {
+                return Err(DecodeError::value(WHAT, format!("point {at} after {last}")));
+            }
+            check_vms(&point.vms)?;
+            last = *at;
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> DecodeResult<()> {
+        self.check_points()?;
         let mut last = None;
         for p in &self.pages {
             let Some(disk) = self.catalogue.disks.get(p.disk as usize) else {
                 return Err(DecodeError::value(WHAT, format!("page of disk {} of the catalogue", p.disk)));
             };
             let inside = p.page.checked_mul(PAGE_SPAN).is_some_and(|start| start < disk.size);
-            if !inside || last >= Some((p.disk, p.page)) || p.len > MAX_PAGE_LEN || p.live_bytes > PAGE_SPAN {
+            // Bounds what a reader sets aside for the page before it has it.
+            let rows_fit = p.len <= MAX_PAGE_LEN && p.len >= min_page_len(p.extents) && p.live_bytes <= PAGE_SPAN;
+            if !inside || last >= Some((p.disk, p.page)) || !rows_fit || !p.cut.is_within(self.cut) {
                 return Err(DecodeError::value(WHAT, format!("page {} of disk {} out of place", p.page, disk.name)));
             }
             last = Some((p.disk, p.page));
@@ -270,9 +294,14 @@ fn encode_points(points: &[(SegmentRef, Point)]) -> Vec<u8> {
 }
 
 fn decode_points(bytes: &[u8]) -> DecodeResult<Vec<(SegmentRef, Point)>> {
-    let mut from = Reader::new("manifest points", bytes);
+    let mut from = Reader::new(POINTS, bytes);
     let set_count = from.count(4, MAX_POINTS)?;
     let sets = (0..set_count).map(|_| take_vms(&mut from)).collect::<DecodeResult<Vec<_>>>()?;
+    let unique: HashSet<&[VmId]> = sets.iter().map(|s| &s[..]).collect();
+    if unique.len() != sets.len() {
+        return Err(DecodeError::value(POINTS, "a set of VMs twice"));
+    }
+    let mut used = 0;
     let point_count = from.count(30, MAX_POINTS)?;
     let mut points = Vec::with_capacity(point_count);
     for _ in 0..point_count {
@@ -281,10 +310,18 @@ fn decode_points(bytes: &[u8]) -> DecodeResult<Vec<(SegmentRef, Point)>> {
         let flags = PointFlags::from_bits(from.take()?)?;
         let set: u32 = from.take()?;
         let Some(vms) = sets.get(set as usize) else {
-            return Err(DecodeError::value("manifest points", format!("set {set} of {}", sets.len())));
+            return Err(DecodeError::value(POINTS, format!("set {set} of {}", sets.len())));
         };
+        // Sets stand in the order of their first use, so that the same points always give the same bytes.
+        if set as usize > used {
+            return Err(DecodeError::value(POINTS, format!("set {set} before set {used}")));
+        }
+        used = used.max(set as usize + 1);
         points.push((at, Point { time, flags, vms: vms.clone() }));
     }
     from.finish()?;
-    Ok(points)
+    match used == sets.len() {
+        true => Ok(points),
+        false => Err(DecodeError::value(POINTS, "a set of VMs without a point")),
+    }
 }

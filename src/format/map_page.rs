@@ -12,6 +12,7 @@ use super::decode_error::{DecodeError, DecodeResult};
 use super::frame::{FrameBody, FrameId, check_frame_shape};
 use super::layout::layout;
 use super::magic;
+use super::segment::{MAX_SEGMENT_LEN, SEGMENT_HEADER_LEN};
 use super::wire::{Reader, Writer};
 
 /// Bytes of disk that one page describes.
@@ -19,6 +20,11 @@ pub const PAGE_SPAN: u64 = 1 << 30;
 /// Most bytes of a page: one extent for each 512 bytes of the span, and as many sources.
 pub const MAX_PAGE_LEN: u64 = PageHeader::LEN as u64 + (PAGE_SPAN / 512) * (ExtentRow::LEN as u64 + 16);
 const WHAT: &str = "map page";
+
+/// Fewest bytes of a page with this many extents.
+pub(crate) fn min_page_len(extents: u32) -> u64 {
+    PageHeader::LEN as u64 + u64::from(extents) * ExtentRow::LEN as u64
+}
 
 layout! { header magic::MAP_PAGE;
     /// First bytes of a map page.
@@ -141,7 +147,7 @@ impl MapPage {
 
     /// The object's bytes. Fails where an invariant does not hold.
     pub fn encode(&self) -> DecodeResult<Vec<u8>> {
-        check_extents(self.page, &self.extents)?;
+        self.check()?;
         let mut sources: Vec<SegmentRef> = self.extents.iter().map(|e| e.frame.segment).collect();
         sources.sort_unstable();
         sources.dedup();
@@ -181,7 +187,22 @@ impl MapPage {
         };
         let mut out = header.encode().to_vec();
         out.extend_from_slice(&body);
-        Ok(out)
+        match out.len() as u64 <= MAX_PAGE_LEN {
+            true => Ok(out),
+            false => Err(DecodeError::value(WHAT, format!("{} bytes, at most {MAX_PAGE_LEN}", out.len()))),
+        }
+    }
+
+    /// Extents in order and in place, and none from a segment after the point at which the page was cut.
+    fn check(&self) -> DecodeResult<()> {
+        check_extents(self.page, &self.extents)?;
+        let late = self.extents.iter().map(|e| e.frame.segment).find(|s| !s.is_within(self.cut));
+        match late {
+            Some(source) => {
+                Err(DecodeError::value(WHAT, format!("extent from {source} in a page cut at {}", self.cut)))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Decodes whatever page stands there, for offline inspection.
@@ -196,21 +217,25 @@ impl MapPage {
         if need != body.len() as u64 {
             return Err(DecodeError::Short { what: WHAT, need, have: body.len() as u64 });
         }
-        if head.page > u64::MAX / PAGE_SPAN - 1 {
-            return Err(DecodeError::value(WHAT, format!("page number {}", head.page)));
-        }
+        check_page_number(head.page)?;
         let mut sources = Vec::with_capacity(head.source_count as usize);
         for _ in 0..head.source_count {
             sources.push(SegmentRef::new(from.take()?, from.take()?));
         }
+        let mut used = vec![false; sources.len()];
         let mut extents = Vec::with_capacity(head.extent_count as usize);
         for _ in 0..head.extent_count {
-            extents.push(extent_from(&ExtentRow::decode(from.array()?), head.page, &sources)?);
+            let row = ExtentRow::decode(from.array()?)?;
+            extents.push(extent_from(&row, head.page, &sources)?);
+            used[row.source as usize] = true;
         }
         from.finish()?;
-        check_extents(head.page, &extents)?;
+        if !sources.is_sorted_by(|a, b| a < b) || used.contains(&false) {
+            return Err(DecodeError::value(WHAT, "sources out of order, doubled or without an extent"));
+        }
         let cut = SegmentRef::new(head.generation, head.segment);
         let page = MapPage { domain: head.domain, disk: head.disk, page: head.page, cut, extents };
+        page.check()?;
         match page.live_bytes() == head.live_bytes {
             true => Ok(page),
             false => Err(DecodeError::value(WHAT, "live bytes disagree with the extents")),
@@ -233,6 +258,10 @@ fn extent_from(row: &ExtentRow, page: u64, sources: &[SegmentRef]) -> DecodeResu
     let Some(segment) = sources.get(row.source as usize) else {
         return Err(DecodeError::value(WHAT, format!("source {} of {}", row.source, sources.len())));
     };
+    // Before it is added to the page's start: the last pages end close to where a u64 does.
+    if u64::from(row.offset) >= PAGE_SPAN {
+        return Err(DecodeError::value(WHAT, format!("extent at {} of the span", row.offset)));
+    }
     let offset = page * PAGE_SPAN + u64::from(row.offset);
     let Some(start) = offset.checked_sub(u64::from(row.frame_offset)) else {
         return Err(DecodeError::value(WHAT, format!("extent at {offset} before its frame")));
@@ -244,21 +273,32 @@ fn extent_from(row: &ExtentRow, page: u64, sources: &[SegmentRef]) -> DecodeResu
         stored_sum: row.stored_sum,
         raw_digest: row.raw_digest,
     };
-    if row.frame_pos > super::segment::MAX_SEGMENT_LEN {
-        return Err(DecodeError::value(WHAT, format!("frame at {} of its segment", row.frame_pos)));
-    }
     Ok(Extent { offset, len: row.len, frame: FrameRef { segment: *segment, pos: row.frame_pos, start, body } })
 }
 
+fn check_page_number(page: u64) -> DecodeResult<()> {
+    match page < u64::MAX / PAGE_SPAN {
+        true => Ok(()),
+        false => Err(DecodeError::value(WHAT, format!("page number {page}"))),
+    }
+}
+
 fn check_extents(page: u64, extents: &[Extent]) -> DecodeResult<()> {
+    check_page_number(page)?;
     let mut at = page * PAGE_SPAN;
     let end_of_span = at + PAGE_SPAN;
     for e in extents {
         check_frame_shape(WHAT, e.frame.start, &e.frame.body)?;
         let frame_end = e.frame.start + u64::from(e.frame.body.raw_len);
-        let inside = e.len > 0 && e.offset >= e.frame.start && e.end() <= frame_end;
-        if !inside || e.offset < at || e.end() > end_of_span {
+        let end = e.offset.checked_add(u64::from(e.len));
+        let inside = e.len > 0 && e.offset >= e.frame.start && end.is_some_and(|end| end <= frame_end.min(end_of_span));
+        if !inside || e.offset < at {
             return Err(DecodeError::value(WHAT, format!("extent {}+{} out of place", e.offset, e.len)));
+        }
+        let frame_end_pos = e.frame.pos.checked_add(e.frame.body.len_with_header());
+        let in_segment = e.frame.pos >= SEGMENT_HEADER_LEN as u64 && frame_end_pos.is_some_and(|p| p < MAX_SEGMENT_LEN);
+        if !in_segment {
+            return Err(DecodeError::value(WHAT, format!("frame at {} of its segment", e.frame.pos)));
         }
         at = e.end();
     }

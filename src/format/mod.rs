@@ -10,6 +10,8 @@ mod checksum;
 mod codec;
 mod decode_error;
 mod frame;
+#[cfg(test)]
+mod hostile_tests;
 mod hydration;
 mod index;
 mod layout;

@@ -1,5 +1,6 @@
 //! Points: segment boundaries at which the VMs they name are crash-consistent together.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::ids::{Time, VmId};
@@ -44,6 +45,12 @@ pub struct Point {
 }
 
 impl Point {
+    /// A point; sorts the VMs.
+    pub fn new(time: Time, flags: PointFlags, vms: impl IntoIterator<Item = VmId>) -> Point {
+        let vms: BTreeSet<VmId> = vms.into_iter().collect();
+        Point { time, flags, vms: vms.into_iter().collect() }
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Writer::new();
         out.put(&self.time).put(&self.flags.bits());
@@ -70,5 +77,15 @@ pub(crate) fn put_vms(out: &mut Writer, vms: &[VmId]) {
 
 pub(crate) fn take_vms(from: &mut Reader<'_>) -> DecodeResult<Arc<[VmId]>> {
     let n = from.count(16, MAX_VMS)?;
-    (0..n).map(|_| from.take()).collect()
+    let vms = (0..n).map(|_| from.take()).collect::<DecodeResult<Arc<[VmId]>>>()?;
+    check_vms(&vms)?;
+    Ok(vms)
+}
+
+/// A set of VMs is sorted, so that there is one way to write it, and holds no more than a domain does.
+pub(crate) fn check_vms(vms: &[VmId]) -> DecodeResult<()> {
+    match vms.len() <= MAX_VMS && vms.is_sorted_by(|a, b| a < b) {
+        true => Ok(()),
+        false => Err(DecodeError::value("point", format!("{} VMs, which are not a sorted set", vms.len()))),
+    }
 }

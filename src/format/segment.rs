@@ -110,10 +110,22 @@ impl SegmentHeader {
             let why = format!("index {}+{} in {} bytes", self.index_pos, self.index_len, self.total_len);
             return Err(DecodeError::value("segment header", why));
         }
-        match self.key_id {
-            0 => Ok(()),
-            _ => Err(DecodeError::value("segment header", "encrypted: use a newer freshet")),
+        if self.key_id != 0 || self.nonce != [0; 12] {
+            return Err(DecodeError::value("segment header", "encrypted: use a newer freshet"));
         }
+        self.check_chain()
+    }
+
+    /// Segments are numbered from 1 without gaps, and generations only grow along the chain.
+    fn check_chain(&self) -> DecodeResult<()> {
+        let follows = self.segment.get().checked_sub(1) == Some(self.parent_segment.get());
+        let first = self.parent_segment == SegmentNo::ZERO;
+        let from_nothing = self.parent_generation == Generation::ZERO && self.parent_digest == Digest::default();
+        let grows = self.generation != Generation::ZERO && self.parent_generation <= self.generation;
+        if !follows || !grows || first != (self.parent_generation == Generation::ZERO) || (first && !from_nothing) {
+            return Err(DecodeError::value("segment header", format!("{} after {}", self.id(), self.parent())));
+        }
+        Ok(())
     }
 }
 
@@ -152,8 +164,12 @@ impl<'a> Segment<'a> {
     /// The frame of an entry of its index, verified; `None` for zeros.
     pub fn frame(&self, entry: &IndexEntry) -> DecodeResult<Option<VerifiedFrame<'a>>> {
         let Some((pos, body)) = &entry.frame else { return Ok(None) };
-        let start = usize::try_from(*pos).expect("checked against the length");
-        let stored = &self.bytes[start..start + FRAME_HEADER_LEN + body.stored_len as usize];
+        let foreign = || DecodeError::value("segment", "asked for a frame of another segment");
+        let range = usize::try_from(*pos).ok().and_then(|start| {
+            let len = FRAME_HEADER_LEN + body.stored_len as usize;
+            self.bytes.get(start..start.checked_add(len)?)
+        });
+        let stored = range.ok_or_else(foreign)?;
         VerifiedFrame::open(stored, &self.index.frame_id(entry), body).map(Some)
     }
 
@@ -220,11 +236,7 @@ fn open_tail(tail: &[u8], header: &SegmentHeader) -> DecodeResult<Index> {
     if !agrees {
         return Err(DecodeError::value("segment footer", "disagrees with the header"));
     }
-    let index = Index::decode(&tail[..index_len], header)?;
-    if index.entries.iter().filter(|e| e.frame.is_some()).count() != header.frame_count as usize {
-        return Err(DecodeError::value("segment header", "frame count disagrees with the index"));
-    }
-    Ok(index)
+    Index::decode(&tail[..index_len], header)
 }
 
 /// What a segment is told when it is sealed.

@@ -3,6 +3,8 @@
 //! It is written after the disks are synced, and speaks for the disks only while the hydration map agrees with it. The
 //! stamps tell whether a file was changed by somebody else since.
 
+use std::collections::HashSet;
+
 use crate::ids::{DiskId, DomainId, Generation, SegmentNo, SegmentRef, Time};
 
 use super::checksum::{Digest, xxh3_128};
@@ -116,16 +118,20 @@ impl Watermark {
             return Err(DecodeError::Checksum { what: WHAT });
         }
         let (rows, _) = body.as_chunks::<{ StampRow::LEN }>();
+        let mut ids = HashSet::new();
         let stamps = rows.iter().map(|bytes| {
-            let row = StampRow::decode(bytes);
-            FileStamp { disk: row.disk, inode: row.inode, changed: (row.changed_s, row.changed_ns), len: row.len }
+            let row = StampRow::decode(bytes)?;
+            if !ids.insert(row.disk) {
+                return Err(DecodeError::value(WHAT, format!("disk {} twice", row.disk)));
+            }
+            Ok(FileStamp { disk: row.disk, inode: row.inode, changed: (row.changed_s, row.changed_ns), len: row.len })
         });
         Ok(Watermark {
             domain: head.domain,
             sequence: head.sequence,
             point: SegmentRef::new(head.generation, head.segment),
             point_time: head.point_time,
-            stamps: stamps.collect(),
+            stamps: stamps.collect::<DecodeResult<_>>()?,
         })
     }
 }
@@ -142,7 +148,7 @@ mod tests {
             sequence: 2,
             point: SegmentRef::new(Generation::new(3), SegmentNo::new(4)),
             point_time: Time::from_millis(5),
-            stamps: vec![stamp; 2],
+            stamps: vec![stamp, FileStamp { disk: DiskId::from_bytes([5; 16]), ..stamp }],
         };
         let bytes = watermark.encode();
         assert_eq!(Watermark::decode(&bytes).unwrap(), watermark);
@@ -152,5 +158,7 @@ mod tests {
             assert!(Watermark::decode(&bad).is_err(), "byte {at}");
             assert!(Watermark::decode(&bytes[..at]).is_err(), "cut at {at}");
         }
+        let twice = Watermark { stamps: vec![stamp; 2], ..watermark };
+        assert!(Watermark::decode(&twice.encode()).is_err());
     }
 }
