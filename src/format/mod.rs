@@ -15,6 +15,7 @@ mod hostile_tests;
 mod hydration;
 mod index;
 mod layout;
+mod log;
 pub mod magic;
 mod manifest;
 mod map_page;
@@ -36,6 +37,9 @@ pub use frame::{
 pub use hydration::{GRANULE, HydrationDisk, HydrationMap, MAX_HYDRATION_LEN, Quarantined, granules};
 pub use index::{Index, IndexDisk, IndexEntry, MAX_INDEX_LEN};
 pub use layout::{Field, Layout};
+pub use log::{
+    DatastoreId, LOG_BLOCK, LOG_RING_START, LogId, LogRecord, LogSuperblock, MAX_LOG_LEN, log_record_len, min_log_len,
+};
 pub use manifest::{MAX_MANIFEST_LEN, Manifest, PageRef};
 pub use map_page::{Extent, FrameRef, MAX_PAGE_LEN, MapPage, PAGE_SPAN};
 pub use parts::Parts;
@@ -62,5 +66,7 @@ pub fn layouts() -> Vec<Layout> {
         hydration::HydrationHeader::layout(),
         watermark::WatermarkHeader::layout(),
         watermark::StampRow::layout(),
+        LogSuperblock::layout(),
+        LogRecord::layout(),
     ]
 }
