@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// Longest wait for a free slot in the helpers that copy.
 pub const SLOT_WAIT: Duration = Duration::from_secs(60);
 
-impl dyn DiskEngine {
+impl dyn DiskEngine + '_ {
     /// Submits one operation and waits for its completion.
     pub fn execute(&self, file: FileId, op: Op) -> Completion {
         let (sender, receiver) = channel::bounded(1);
