@@ -15,6 +15,7 @@
 //! | [`error`], [`ids`], [`clock`] | words that every module shares |
 
 pub mod cancel;
+pub mod capture;
 pub mod clock;
 pub mod datastore;
 pub mod error;

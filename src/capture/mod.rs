@@ -1,0 +1,5 @@
+//! Capture.
+mod compare;
+mod occupants;
+mod source;
+mod zeros;
