@@ -9,6 +9,7 @@
 //!
 //! | module | what flows through it |
 //! |---|---|
+//! | [`capture`] | disk images into segments, map pages and manifests |
 //! | [`datastore`] | buffers, and the engine that moves them to and from local disks |
 //! | [`format`] | bytes of every object and file, no I/O |
 //! | [`store`] | objects of a storage site |
