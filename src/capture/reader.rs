@@ -38,6 +38,9 @@ struct Reading {
     run: usize,
 }
 
+/// A read that completed.
+type Read = (Reading, Completion);
+
 /// See the module.
 pub(crate) struct Reader {
     engine: Arc<dyn DiskEngine>,
@@ -46,7 +49,7 @@ pub(crate) struct Reader {
     pages: tokio::sync::mpsc::Receiver<Page>,
     out: Sender<Work>,
     halt: Halt,
-    done: (Sender<(Reading, Completion)>, Receiver<(Reading, Completion)>),
+    done: (Sender<Read>, Receiver<Read>),
     in_flight: usize,
     depth: usize,
     cutter: Option<Cutter>,

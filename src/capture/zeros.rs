@@ -63,7 +63,7 @@ mod tests {
         let mut bytes = vec![0; 16 * PIECE + 100];
         bytes[10] = 1;
         bytes[4 * PIECE] = 1;
-        assert_eq!(runs(&bytes), [0..5 * PIECE]);
+        assert_eq!(runs(&bytes), vec![(0..5 * PIECE)]);
         bytes[9 * PIECE + 7] = 1;
         assert_eq!(runs(&bytes), [0..5 * PIECE, 9 * PIECE..10 * PIECE]);
         bytes[16 * PIECE + 99] = 1;
