@@ -17,6 +17,7 @@
 
 pub mod cancel;
 pub mod capture;
+pub mod cli;
 pub mod clock;
 pub mod datastore;
 pub mod error;

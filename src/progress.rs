@@ -3,8 +3,10 @@
 //! It never guesses: rates and ETA are derived by the reader from counts and time. Invariants: `done` counts unique live
 //! bytes, each once however often it was fetched; it never falls, and never passes `total` once the total is known.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::ids::{SegmentNo, Time};
 
 /// Counts of one operation. Shared; all methods are cheap.
 #[derive(Debug, Default)]
@@ -13,7 +15,18 @@ pub struct Progress {
     total: AtomicU64,
     done: AtomicU64,
     moved: AtomicU64,
+    landed: Mutex<Option<Stand>>,
+    applied: Mutex<Option<Stand>>,
     notes: Mutex<Vec<String>>,
+}
+
+/// A point that was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stand {
+    /// Its number.
+    pub point: SegmentNo,
+    /// Its time.
+    pub time: Time,
 }
 
 /// What [`Progress`] stood at.
@@ -27,6 +40,10 @@ pub struct Snapshot {
     pub done: u64,
     /// Bytes moved to or from the storage site.
     pub moved: u64,
+    /// The last point up to which the log is durable; only where a log is used.
+    pub landed: Option<Stand>,
+    /// The last point that the disks equal.
+    pub applied: Option<Stand>,
 }
 
 /// Most notes that wait to be shown; further ones are dropped, since the report holds them too.
@@ -40,7 +57,7 @@ impl Progress {
 
     /// A new stage began.
     pub fn stage(&self, stage: &'static str) {
-        *self.stage.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = stage;
+        *lock(&self.stage) = stage;
     }
 
     /// More bytes belong to the work.
@@ -58,9 +75,19 @@ impl Progress {
         self.moved.fetch_add(bytes, Relaxed);
     }
 
+    /// The log is durable up to this point.
+    pub fn landed(&self, point: SegmentNo, time: Time) {
+        *lock(&self.landed) = Some(Stand { point, time });
+    }
+
+    /// The disks equal this point.
+    pub fn applied(&self, point: SegmentNo, time: Time) {
+        *lock(&self.applied) = Some(Stand { point, time });
+    }
+
     /// Something to tell at once, such as a point that was applied or a range that is damaged.
     pub fn note(&self, text: impl Into<String>) {
-        let mut notes = self.notes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut notes = lock(&self.notes);
         if notes.len() < MAX_NOTES {
             notes.push(text.into());
         }
@@ -68,16 +95,23 @@ impl Progress {
 
     /// Takes the notes that were not shown yet.
     pub fn take_notes(&self) -> Vec<String> {
-        std::mem::take(&mut *self.notes.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+        std::mem::take(&mut *lock(&self.notes))
     }
 
     /// Where it stands.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
-            stage: *self.stage.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
+            stage: *lock(&self.stage),
             total: self.total.load(Relaxed),
             done: self.done.load(Relaxed),
             moved: self.moved.load(Relaxed),
+            landed: *lock(&self.landed),
+            applied: *lock(&self.applied),
         }
     }
+}
+
+/// What is behind these locks is whole at any moment, so that a panic elsewhere leaves it usable.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,125 @@
+//! The command line: arguments in, one report and an exit code out.
+//!
+//! It owns what an operator types and reads. It never touches a storage site, a disk or a log by itself: each command
+//! calls the library and shows what that answers. Only `output` prints to standard output; errors, logs and progress go
+//! to standard error. Invariant: with `--json` standard output holds JSON documents and nothing else, and the exit
+//! code tells the same with and without it.
+
+mod context;
+mod demo;
+mod exit;
+mod follow_view;
+mod inspect;
+mod output;
+mod points;
+mod progress_view;
+mod rehydrate;
+mod replicate;
+mod report;
+mod scan;
+mod store;
+mod store_args;
+mod units;
+mod values;
+mod verify;
+mod vm_disks;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::{Error, ErrorKind, Result};
+use context::Context;
+use output::Output;
+use report::Report;
+
+/// Replicates disks of virtual machines into an object store and brings them back.
+#[derive(Debug, Parser)]
+#[command(name = "freshet", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    /// Print one JSON document instead of text; in continuous mode one JSON object a line
+    #[arg(long, global = true)]
+    json: bool,
+    /// What to log to standard error: error, warn, info, debug, trace, or a filter such as freshet=debug
+    /// [default: RUST_LOG, else warn]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Replicate(replicate::Replicate),
+    Scan(scan::Scan),
+    Points(points::Points),
+    Rehydrate(rehydrate::Rehydrate),
+    Verify(verify::Verify),
+    Inspect(inspect::Inspect),
+    Demo(demo::Demo),
+    Store(store::Store),
+}
+
+impl Command {
+    async fn run(self, context: &Context) -> Result<Report> {
+        match self {
+            Command::Replicate(c) => c.run(context).await,
+            Command::Scan(c) => c.run(context).await,
+            Command::Points(c) => c.run(context).await,
+            Command::Rehydrate(c) => c.run(context).await,
+            Command::Verify(c) => c.run(context).await,
+            Command::Inspect(c) => c.run(context).await,
+            Command::Demo(c) => c.run(context).await,
+            Command::Store(c) => c.run(context).await,
+        }
+    }
+}
+
+/// Runs the program with the arguments of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return exit::usage(&e),
+    };
+    let output = Output::new(cli.json);
+    let done = start_logging(cli.log.as_deref()).and_then(|()| run(cli.command, &output));
+    exit::finish(&output, done)
+}
+
+fn run(command: Command, output: &Output) -> Result<Report> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Error::io("start the threads of the program", e))?;
+    let context = Context::new(output.clone());
+    let done = runtime.block_on(async {
+        exit::stop_on_signals(context.cancel.clone())?;
+        command.run(&context).await
+    });
+    // What still runs is a request nobody waits for any more, such as the slower one of a hedged pair.
+    runtime.shutdown_background();
+    done
+}
+
+fn start_logging(level: Option<&str>) -> Result<()> {
+    use tracing_subscriber::EnvFilter;
+    let bad = |text: &str, why: String| Error::new(ErrorKind::Invalid, format!("log filter {text:?}: {why}"));
+    let filter = match (level, std::env::var(EnvFilter::DEFAULT_ENV)) {
+        (Some(text), _) => EnvFilter::try_new(text).map_err(|e| bad(text, e.to_string()))?,
+        (None, Ok(text)) if !text.is_empty() => EnvFilter::try_new(&text).map_err(|e| bad(&text, e.to_string()))?,
+        (None, _) => EnvFilter::new("warn"),
+    };
+    let to_stderr = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Fails only where a subscriber is set already, which is as good.
+    let _ = to_stderr.with_ansi(output::stderr_is_terminal()).try_init();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

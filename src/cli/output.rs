@@ -1,0 +1,91 @@
+//! The only place that prints.
+//!
+//! Standard output carries reports and events, standard error carries errors. A reader that went away is no error: the
+//! rest is not printed, and the command goes on to its end.
+
+use std::io::{self, IsTerminal, Write};
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::report::Report;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Prints reports, events and errors, as text or as JSON.
+#[derive(Debug, Clone)]
+pub(super) struct Output {
+    json: bool,
+}
+
+impl Output {
+    pub(super) fn new(json: bool) -> Output {
+        Output { json }
+    }
+
+    /// Whether the operator asked for JSON.
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// The result of a command.
+    pub(super) fn report(&self, report: &Report) -> Result<()> {
+        match (self.json, report.text()) {
+            (true, _) => self.document(&report.json()),
+            (false, "") => Ok(()),
+            (false, text) => write_out(&[text.trim_end(), "\n"].concat()),
+        }
+    }
+
+    /// A whole JSON document over several lines.
+    fn document(&self, value: &impl Serialize) -> Result<()> {
+        let text = serde_json::to_string_pretty(value).map_err(not_json)?;
+        write_out(&[&text, "\n"].concat())
+    }
+
+    /// Something that happened while the command runs: one line, `json` or `text`.
+    pub(super) fn event(&self, json: &impl Serialize, text: &str) -> Result<()> {
+        match self.json {
+            true => write_out(&[&serde_json::to_string(json).map_err(not_json)?, "\n"].concat()),
+            false => write_out(&[text, "\n"].concat()),
+        }
+    }
+
+    /// Why the command failed: text on standard error, with `--json` also a document on standard output.
+    pub(super) fn error(&self, error: &Error) {
+        complain(&format!("error: {error}"));
+        if self.json {
+            let kind = error.kind();
+            let body = json!({ "kind": kind.word(), "message": error.to_string(), "exit_code": kind.exit_code() });
+            if let Err(e) = self.document(&json!({ "error": body })) {
+                complain(&format!("error: {e}"));
+            }
+        }
+    }
+}
+
+/// A line on standard error. That it cannot be written is not worth failing for.
+pub(super) fn complain(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// Whether standard error is read by a person.
+pub(super) fn stderr_is_terminal() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// Whether a progress bar has a reader: neither of the two is piped.
+pub(super) fn is_interactive() -> bool {
+    io::stderr().is_terminal() && io::stdout().is_terminal()
+}
+
+fn write_out(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(|e| Error::io("write to standard output", e)),
+    }
+}
+
+fn not_json(e: serde_json::Error) -> Error {
+    Error::with_source(ErrorKind::Internal, "put the report into JSON", e)
+}

@@ -1,0 +1,158 @@
+//! `--vm V --disk NAME=PATH ...`: each disk belongs to the VM named last before it.
+//!
+//! The derive of the argument parser loses the order between two arguments, so that this takes the positions from the
+//! parser's matches.
+
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+
+use super::values::parse_name;
+use crate::ids::Name;
+
+/// The VMs of a command line, in its order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct VmDisks {
+    pub(super) vms: Vec<VmArg>,
+}
+
+/// One VM and its disks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct VmArg {
+    pub(super) name: Name,
+    pub(super) disks: Vec<DiskArg>,
+}
+
+/// One disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct DiskArg {
+    pub(super) name: Name,
+    pub(super) path: PathBuf,
+}
+
+impl Args for VmDisks {
+    fn augment_args(command: Command) -> Command {
+        command
+            .arg(
+                Arg::new("vm")
+                    .long("vm")
+                    .value_name("V")
+                    .help("A VM; the disks that follow are its disks. Can be repeated")
+                    .action(ArgAction::Append)
+                    .required(true)
+                    .value_parser(parse_name),
+            )
+            .arg(
+                Arg::new("disk")
+                    .long("disk")
+                    .value_name("NAME=PATH")
+                    .help("A disk of that VM: a raw image file or a block device. Can be repeated")
+                    .action(ArgAction::Append)
+                    .required(true)
+                    .value_parser(parse_disk),
+            )
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for VmDisks {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<VmDisks, clap::Error> {
+        let mut vms = placed::<Name>(matches, "vm");
+        let mut out: Vec<VmArg> = Vec::new();
+        for (at, disk) in placed::<DiskArg>(matches, "disk") {
+            let later = vms.iter().position(|(vm_at, _)| *vm_at > at).unwrap_or(vms.len());
+            out.extend(vms.drain(..later).map(|(_, name)| VmArg { name, disks: Vec::new() }));
+            match out.last_mut() {
+                Some(vm) => vm.disks.push(disk),
+                None => return Err(refuse(format!("--disk {}: put --vm in front of it", disk.name))),
+            }
+        }
+        out.extend(vms.into_iter().map(|(_, name)| VmArg { name, disks: Vec::new() }));
+        check(&out)?;
+        Ok(VmDisks { vms: out })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = VmDisks::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// The values of an argument with their positions on the command line.
+fn placed<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, id: &str) -> Vec<(usize, T)> {
+    let indices = matches.indices_of(id).into_iter().flatten();
+    indices.zip(matches.get_many::<T>(id).into_iter().flatten().cloned()).collect()
+}
+
+fn check(vms: &[VmArg]) -> Result<(), clap::Error> {
+    for (i, vm) in vms.iter().enumerate() {
+        if vm.disks.is_empty() {
+            return Err(refuse(format!("--vm {}: no --disk follows it", vm.name)));
+        }
+        if vms[..i].iter().any(|v| v.name == vm.name) {
+            return Err(refuse(format!("--vm {}: is there twice; put all its disks behind one", vm.name)));
+        }
+        for (k, disk) in vm.disks.iter().enumerate() {
+            if vm.disks[..k].iter().any(|d| d.name == disk.name) {
+                return Err(refuse(format!("--disk {}: VM {} has two disks of that name", disk.name, vm.name)));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn refuse(why: String) -> clap::Error {
+    clap::Error::raw(clap::error::ErrorKind::ValueValidation, why + "\n")
+}
+
+fn parse_disk(text: &str) -> Result<DiskArg, String> {
+    let (name, path) = text.split_once('=').ok_or("expected NAME=PATH")?;
+    if path.is_empty() {
+        return Err("the path is missing".to_owned());
+    }
+    Ok(DiskArg { name: parse_name(name)?, path: path.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<VmDisks, clap::Error> {
+        let command = VmDisks::augment_args(Command::new("x").no_binary_name(true));
+        VmDisks::from_arg_matches(&command.try_get_matches_from(args)?)
+    }
+
+    #[test]
+    fn each_disk_goes_to_the_vm_before_it() {
+        let args = ["--vm", "db", "--disk", "a=/a", "--disk=b=/b=c", "--vm", "web", "--disk", "a=/w"];
+        let found = parse(&args).unwrap().vms;
+        let shown: Vec<String> = found
+            .iter()
+            .map(|v| {
+                let disks = v.disks.iter().map(|d| format!("{}={}", d.name, d.path.display()));
+                format!("{}: {}", v.name, disks.collect::<Vec<_>>().join(" "))
+            })
+            .collect();
+        assert_eq!(shown, ["db: a=/a b=/b=c", "web: a=/w"]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        for (args, why) in [
+            (&["--disk", "a=/a", "--vm", "db"][..], "in front"),
+            (&["--vm", "db", "--vm", "web", "--disk", "a=/a"], "no --disk"),
+            (&["--vm", "db", "--disk", "a=/a", "--vm", "web"], "no --disk"),
+            (&["--vm", "db", "--disk", "a=/a", "--vm", "db", "--disk", "b=/b"], "twice"),
+            (&["--vm", "db", "--disk", "a=/a", "--disk", "a=/b"], "two disks"),
+            (&["--vm", "db", "--disk", "a"], "NAME=PATH"),
+            (&["--vm", "db", "--disk", "a="], "path is missing"),
+            (&["--vm", "", "--disk", "a=/a"], "1 to 255"),
+        ] {
+            let error = parse(args).unwrap_err().to_string();
+            assert!(error.contains(why), "{args:?}: {error}");
+        }
+    }
+}
