@@ -5,6 +5,7 @@
 //! allocates more than the input justifies, and never hands out a byte that was not verified. The bytes are documented
 //! in `docs/formats.md`; a test holds that page against [`layouts`].
 
+mod author;
 mod catalogue;
 mod checksum;
 mod codec;
@@ -19,14 +20,17 @@ mod log;
 pub mod magic;
 mod manifest;
 mod map_page;
+mod owner;
 mod parts;
 mod point;
 mod segment;
 #[cfg(test)]
 mod segment_tests;
+mod status;
 mod watermark;
 pub mod wire;
 
+pub use author::{Author, ProcessIdentity};
 pub use catalogue::{Catalogue, DiskInfo, MAX_CATALOGUE_LEN, Nic, VmInfo, VmShape};
 pub use checksum::{Digest, xxh3_64, xxh3_128};
 pub use codec::Codec;
@@ -42,12 +46,14 @@ pub use log::{
 };
 pub use manifest::{MAX_MANIFEST_LEN, Manifest, PageRef};
 pub use map_page::{Extent, FrameRef, MAX_PAGE_LEN, MapPage, PAGE_SPAN};
+pub use owner::{OWNER_RECORD_LEN, OwnerKind, OwnerRecord};
 pub use parts::Parts;
 pub use point::{Point, PointFlags};
 pub use segment::{
     MAX_SEGMENT_LEN, SEGMENT_FOOTER_LEN, SEGMENT_HEADER_LEN, Seal, SealedSegment, Segment, SegmentBuilder,
     SegmentFooter, SegmentHeader, VerifiedSegment, verify_segment,
 };
+pub use status::{Mode, STATUS_LEN, Status};
 pub use watermark::{FileStamp, MAX_WATERMARK_LEN, Watermark};
 
 /// Layouts of all fixed parts, for the test that ties `docs/formats.md` to the code and for `freshet inspect`.
@@ -68,5 +74,7 @@ pub fn layouts() -> Vec<Layout> {
         watermark::StampRow::layout(),
         LogSuperblock::layout(),
         LogRecord::layout(),
+        owner::OwnerFields::layout(),
+        status::StatusFields::layout(),
     ]
 }

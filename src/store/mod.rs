@@ -16,6 +16,7 @@
 //! | `cloud`, `listing` | operations on an object store: tries, pauses, second requests |
 //! | `retry`, `hedge`, `failure`, `store_clock` | what is decided, without I/O |
 //! | `client`, `connector` | the HTTP client and the layer that watches it |
+//! | `ownership`, `horizon` | who may write a domain, which objects count; no I/O |
 //!
 //! Promises: a body is never cut by a limit on its whole time; a range comes whole or as an error; a create is atomic
 //! and durable when it is reported; nothing shown or logged holds a secret; every loop has a limit.
@@ -27,17 +28,21 @@ mod counters;
 mod failure;
 mod file;
 mod hedge;
+mod horizon;
 pub mod keys;
 mod listing;
 mod object;
 mod options;
+mod ownership;
 mod pool;
 mod retry;
 mod site;
 mod store_clock;
 mod url;
 
+pub use horizon::{Horizon, Seen};
 pub use object::{Created, Fetched, ObjectInfo, Settled, StoreCounters};
 pub use options::{HedgeLimits, RetryLimits, StoreOptions};
+pub use ownership::{Acceptance, Base, Effect, GenerationInfo, Ownership, Void};
 pub use site::StorageSite;
 pub use url::{Provider, StoreUrl};
