@@ -3,31 +3,16 @@
 //! The derive of the argument parser loses the order between two arguments, so that this takes the positions from the
 //! parser's matches.
 
-use std::path::PathBuf;
-
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
 use super::values::parse_name;
+use crate::capture::{DiskSource, VmSource};
 use crate::ids::Name;
 
 /// The VMs of a command line, in its order.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) struct VmDisks {
-    pub(super) vms: Vec<VmArg>,
-}
-
-/// One VM and its disks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct VmArg {
-    pub(super) name: Name,
-    pub(super) disks: Vec<DiskArg>,
-}
-
-/// One disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct DiskArg {
-    pub(super) name: Name,
-    pub(super) path: PathBuf,
+    pub(super) vms: Vec<VmSource>,
 }
 
 impl Args for VmDisks {
@@ -61,16 +46,16 @@ impl Args for VmDisks {
 impl FromArgMatches for VmDisks {
     fn from_arg_matches(matches: &ArgMatches) -> Result<VmDisks, clap::Error> {
         let mut vms = placed::<Name>(matches, "vm");
-        let mut out: Vec<VmArg> = Vec::new();
-        for (at, disk) in placed::<DiskArg>(matches, "disk") {
+        let mut out: Vec<VmSource> = Vec::new();
+        for (at, disk) in placed::<DiskSource>(matches, "disk") {
             let later = vms.iter().position(|(vm_at, _)| *vm_at > at).unwrap_or(vms.len());
-            out.extend(vms.drain(..later).map(|(_, name)| VmArg { name, disks: Vec::new() }));
+            out.extend(vms.drain(..later).map(|(_, name)| VmSource { name, disks: Vec::new(), definition: None }));
             match out.last_mut() {
                 Some(vm) => vm.disks.push(disk),
                 None => return Err(refuse(format!("--disk {}: put --vm in front of it", disk.name))),
             }
         }
-        out.extend(vms.into_iter().map(|(_, name)| VmArg { name, disks: Vec::new() }));
+        out.extend(vms.into_iter().map(|(_, name)| VmSource { name, disks: Vec::new(), definition: None }));
         check(&out)?;
         Ok(VmDisks { vms: out })
     }
@@ -87,7 +72,7 @@ fn placed<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, id: &str) -> V
     indices.zip(matches.get_many::<T>(id).into_iter().flatten().cloned()).collect()
 }
 
-fn check(vms: &[VmArg]) -> Result<(), clap::Error> {
+fn check(vms: &[VmSource]) -> Result<(), clap::Error> {
     for (i, vm) in vms.iter().enumerate() {
         if vm.disks.is_empty() {
             return Err(refuse(format!("--vm {}: no --disk follows it", vm.name)));
@@ -108,12 +93,12 @@ fn refuse(why: String) -> clap::Error {
     clap::Error::raw(clap::error::ErrorKind::ValueValidation, why + "\n")
 }
 
-fn parse_disk(text: &str) -> Result<DiskArg, String> {
+fn parse_disk(text: &str) -> Result<DiskSource, String> {
     let (name, path) = text.split_once('=').ok_or("expected NAME=PATH")?;
     if path.is_empty() {
         return Err("the path is missing".to_owned());
     }
-    Ok(DiskArg { name: parse_name(name)?, path: path.into() })
+    Ok(DiskSource { name: parse_name(name)?, path: path.into() })
 }
 
 #[cfg(test)]
