@@ -7,11 +7,12 @@
 use bytes::Bytes;
 use std::sync::{Arc, Mutex};
 
-/// Bytes read and sent at a time. Small enough to stay in a core's second-level cache between read and send.
-pub(super) const CHUNK: usize = 256 * 1024;
+/// Bytes read at a time. The HTTP layer gathers about 400 KiB for a send; what it gathers has to be in the core's
+/// second-level cache still. Measured with 512 KiB of that cache: 64 KiB serves 3.3 GB per CPU second, 256 KiB 1.8.
+pub(super) const CHUNK: usize = 64 * 1024;
 
 /// Idle buffers kept.
-const KEPT: usize = 128;
+const KEPT: usize = 512;
 
 /// A shared store of idle buffers of [`CHUNK`] bytes.
 #[derive(Clone, Default)]
