@@ -173,7 +173,6 @@ impl CloudStore {
     }
 
     /// Removes an object; it need not exist. Only for objects of the probe.
-    #[expect(dead_code, reason = "the probe comes next")]
     pub(super) async fn delete(&self, key: &str) -> Result<()> {
         let inner = &*self.inner;
         let path = inner.path(key)?;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, StatusCode, Uri};
 use http_body::{Body, Frame, SizeHint};
 use object_store::ClientOptions;
 use object_store::client::{
@@ -30,14 +30,13 @@ use crate::ids::Time;
 /// Longest body of an unsuccessful answer that is read.
 const MAX_ERROR_BODY: usize = 64 << 10;
 
-/// Hosts that hand out credentials to the machine itself.
-const CREDENTIAL_HOSTS: [&str; 4] = ["169.254.169.254", "169.254.170.2", "metadata.google.internal", "metadata"];
-
 /// What the layer has seen, shared with the store that it serves.
 #[derive(Debug)]
 pub(super) struct Watch {
     stall: Duration,
     min_upload_rate: u64,
+    /// Addresses of services that hand out credentials, `host` or `host:port`.
+    credential_services: Vec<String>,
     clock: Mutex<StoreClock>,
     answered: AtomicBool,
     pub(super) counters: Counters,
@@ -49,10 +48,15 @@ impl Watch {
         Arc::new(Watch {
             stall: options.stall_timeout,
             min_upload_rate: options.min_upload_rate,
+            credential_services: options.credential_services(),
             clock: Mutex::default(),
             answered: AtomicBool::new(false),
             counters: Counters::default(),
         })
+    }
+
+    fn is_credential_service(&self, uri: &Uri) -> bool {
+        uri.authority().is_some_and(|a| self.credential_services.iter().any(|s| s == a.as_str()))
     }
 
     /// Whether the store has ever answered anything.
@@ -122,12 +126,11 @@ struct WatchedService {
 #[async_trait]
 impl HttpService for WatchedService {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let host = request.uri().host().unwrap_or_default();
-        if CREDENTIAL_HOSTS.contains(&host) {
-            let failed = |e: HttpError| Failure::NoCredentials(shorten(&format!("none are set, and {e}"))).into_http();
-            return self.inner.execute(request).await.map_err(failed);
+        if self.watch.is_credential_service(request.uri()) {
+            return self.credentials(request).await;
         }
         let object = self.watch.sends(&request);
+        let start = range_start(request.headers());
         let limit = self.watch.answer_limit(&request);
         let sent = SystemClock.now();
         let response = match tokio::time::timeout(limit, self.inner.execute(request)).await {
@@ -136,6 +139,14 @@ impl HttpService for WatchedService {
             Ok(Ok(response)) => response,
         };
         self.watch.saw(response.headers(), sent);
+        if let (Some(start), Some(object_len)) = (start, object_len(response.headers()))
+            && response.status().is_success()
+            && start >= object_len
+        {
+            // Azurite answers a range that begins at the very end of an object with success and no sense.
+            let status = Status { status: 416, object_len: Some(object_len), ..Status::default() };
+            return Err(Failure::Status(Box::new(status)).into_http());
+        }
         if response.status().is_success() {
             let watch = Arc::clone(&self.watch);
             return Ok(response.map(|body| HttpResponseBody::new(WatchedBody::new(body, watch, object))));
@@ -145,6 +156,22 @@ impl HttpService for WatchedService {
 }
 
 impl WatchedService {
+    /// Asks a service for credentials. It is not the store: its answers teach and count nothing.
+    async fn credentials(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let host = request.uri().host().unwrap_or_default().to_owned();
+        let refused = |why: String| Failure::NoCredentials(format!("none are set, and {host} {why}")).into_http();
+        let response = match tokio::time::timeout(self.watch.stall, self.inner.execute(request)).await {
+            Err(_) => return Err(refused("does not answer".into())),
+            Ok(Err(e)) => return Err(refused(format!("gives none: {}", Failure::transport(&e, false)))),
+            Ok(Ok(response)) => response,
+        };
+        match response.status() {
+            // The client has a meaning of its own for 403: an older form of the service.
+            status if status.is_success() || status == StatusCode::FORBIDDEN => Ok(response),
+            status => Err(refused(format!("answers {status}"))),
+        }
+    }
+
     /// Reads an unsuccessful answer. What cannot be read of its body is left out: the status alone has a meaning.
     async fn status(&self, response: HttpResponse) -> Status {
         let (head, body) = response.into_parts();
@@ -156,10 +183,23 @@ impl WatchedService {
             code: text("x-ms-error-code").or_else(|| element(&body, "Code")).unwrap_or_default(),
             message: element(&body, "Message").unwrap_or_default(),
             retry_after: text("retry-after").and_then(|t| t.parse().ok()).map(Duration::from_secs),
-            object_len: text("content-range").and_then(|t| t.strip_prefix("bytes */")?.parse().ok()),
+            object_len: object_len(&head.headers),
             region: text("x-amz-bucket-region"),
         }
     }
+}
+
+/// First byte of the range that a request asks for, `bytes=10-19`.
+fn range_start(headers: &HeaderMap) -> Option<u64> {
+    // Azure has a header of its own for it.
+    let range = headers.get(http::header::RANGE).or_else(|| headers.get("x-ms-range"))?;
+    range.to_str().ok()?.strip_prefix("bytes=")?.split('-').next()?.parse().ok()
+}
+
+/// Length of the whole object in the answer to a range request, `bytes 10-19/100` or `bytes */100`.
+fn object_len(headers: &HeaderMap) -> Option<u64> {
+    let range = headers.get(http::header::CONTENT_RANGE)?.to_str().ok()?;
+    range.rsplit_once('/')?.1.trim().parse().ok()
 }
 
 async fn start_of(mut body: HttpResponseBody) -> Vec<u8> {

@@ -111,14 +111,16 @@ impl FileStore {
     }
 
     /// Removes an object; it need not exist. Only for objects of the probe.
-    #[expect(dead_code, reason = "the probe comes next")]
     pub(super) async fn delete(&self, key: &str) -> Result<()> {
         let path = self.inner.path(key)?;
         count(&self.inner.counters.deletes);
         let inner = Arc::clone(&self.inner);
         blocking(move || match std::fs::remove_file(&path) {
             Err(e) if !absent(&e) => Err(inner.error("delete", &path, e)),
-            _ => Ok(()),
+            _ => {
+                inner.remove_empty_folders(&path);
+                Ok(())
+            }
         })
         .await
     }
@@ -151,8 +153,12 @@ impl FileStore {
         self.inner.counters.snapshot()
     }
 
+    /// Whether long ranges are read past the page cache; known after the first one.
+    pub(super) fn reads_direct(&self) -> bool {
+        self.inner.direct.load(Relaxed)
+    }
+
     /// The directory.
-    #[expect(dead_code, reason = "the probe comes next")]
     pub(super) fn root(&self) -> &Path {
         &self.inner.root
     }
@@ -178,6 +184,16 @@ impl Inner {
         Ok(folder.to_owned())
     }
 
+    /// An object store has no folders: those that only a deleted object needed go with it. One that is not empty, or
+    /// cannot be removed, stays.
+    fn remove_empty_folders(&self, path: &Path) {
+        for folder in path.ancestors().skip(1).take_while(|folder| *folder != self.root) {
+            if std::fs::remove_dir(folder).is_err() {
+                break;
+            }
+        }
+    }
+
     fn error(&self, doing: &str, path: &Path, source: std::io::Error) -> Error {
         let key = path.strip_prefix(&self.root).unwrap_or(path).display();
         let advice = match source.kind() {
@@ -195,7 +211,12 @@ impl Inner {
         let wanted = range.end.saturating_sub(range.start);
         let direct = wanted >= DIRECT_FROM && self.direct.load(Relaxed);
         let (file, direct) = match open_read(path, direct) {
-            Ok(opened) => opened,
+            Ok((file, opened_direct)) => {
+                if direct && !opened_direct {
+                    self.direct.store(false, Relaxed);
+                }
+                (file, opened_direct)
+            }
             Err(e) if absent(&e) => return Ok(None),
             Err(e) => return Err(self.error("open", path, e)),
         };

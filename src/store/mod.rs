@@ -12,6 +12,7 @@
 //! | `keys` | where each object lives |
 //! | `object` | what is handed out |
 //! | `site` | [`StorageSite`], the one door |
+//! | `probe`, `network` | what a store can be trusted with, found out by trying |
 //! | `file`, `pool` | directories, aligned buffers |
 //! | `cloud`, `listing` | operations on an object store: tries, pauses, second requests |
 //! | `retry`, `hedge`, `failure`, `store_clock` | what is decided, without I/O |
@@ -31,10 +32,12 @@ mod hedge;
 mod horizon;
 pub mod keys;
 mod listing;
+mod network;
 mod object;
 mod options;
 mod ownership;
 mod pool;
+mod probe;
 mod retry;
 mod site;
 mod store_clock;
@@ -44,5 +47,6 @@ pub use horizon::{Horizon, Seen};
 pub use object::{Created, Fetched, ObjectInfo, Settled, StoreCounters};
 pub use options::{HedgeLimits, RetryLimits, StoreOptions};
 pub use ownership::{Acceptance, Base, Effect, GenerationInfo, Ownership, Void};
+pub use probe::{Capability, Outcome, Verdict, probe};
 pub use site::StorageSite;
 pub use url::{Provider, StoreUrl};

@@ -26,6 +26,15 @@ const ENDPOINTS: [&str; 6] = [
     "GOOGLE_BASE_URL",
 ];
 
+/// Provider settings that hold the address of a service that hands out credentials.
+const CREDENTIAL_SERVICES: [&str; 5] = [
+    "AWS_METADATA_ENDPOINT",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_ENDPOINT_URL_STS",
+    "AZURE_MSI_ENDPOINT",
+    "AZURE_IDENTITY_ENDPOINT",
+];
+
 /// Longest options file that is read.
 const MAX_FILE_LEN: u64 = 64 * 1024;
 
@@ -209,6 +218,17 @@ impl StoreOptions {
     /// Whether the operator named an endpoint that is not encrypted.
     pub(super) fn endpoint_is_http(&self) -> bool {
         ENDPOINTS.iter().filter_map(|name| self.provider.get(*name)).any(|value| value.starts_with("http://"))
+    }
+
+    /// Addresses of the services that hand out credentials to a machine, as they appear in requests to them.
+    pub(super) fn credential_services(&self) -> Vec<String> {
+        let named = CREDENTIAL_SERVICES.iter().filter_map(|name| {
+            let url = url::Url::parse(self.provider.get(*name)?).ok()?;
+            let host = url.host_str()?;
+            Some(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
+        });
+        let usual = ["169.254.169.254", "169.254.170.2", "metadata.google.internal", "metadata"];
+        named.chain(usual.map(str::to_owned)).collect()
     }
 
     fn apply_file(&mut self, path: &Path) -> Result<()> {

@@ -4,6 +4,7 @@
 //! answers. It never interprets an object's bytes. It never lists on its own.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -144,6 +145,22 @@ impl StorageSite {
         match &self.inner.store {
             Store::File(store) => store.list_dirs(prefix).await,
             Store::Cloud(store) => store.list_dirs(prefix).await,
+        }
+    }
+
+    /// Removes an object; it need not exist. Objects are never deleted but those of the probe.
+    pub(super) async fn delete(&self, key: &str) -> Result<()> {
+        match &self.inner.store {
+            Store::File(store) => store.delete(key).await,
+            Store::Cloud(store) => store.delete(key).await,
+        }
+    }
+
+    /// For `file://`: the directory, and whether it is read past the page cache.
+    pub(super) fn file_store(&self) -> Option<(&Path, bool)> {
+        match &self.inner.store {
+            Store::File(store) => Some((store.root(), store.reads_direct())),
+            Store::Cloud(_) => None,
         }
     }
 

@@ -4,5 +4,16 @@
 //! or an example can include one of them by `#[path]`.
 
 #![allow(dead_code, unused_imports, reason = "every test binary compiles all of this and uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests: a panic or a printed line is the report")]
 
+pub(crate) mod contract;
+pub(crate) mod naive_s3;
 pub(crate) mod s3;
+pub(crate) mod scripted;
+
+/// Says that a test of another program was left out, in a line that CI counts; with `FRESHET_REQUIRE_PEERS=1`, where
+/// the program has to be there, it is a failure.
+pub(crate) fn skipped(what: &str, why: &str) {
+    assert!(std::env::var_os("FRESHET_REQUIRE_PEERS").is_none_or(|v| v != "1"), "{what} must not be skipped: {why}");
+    println!("skipped: {what}: {why}");
+}

@@ -10,6 +10,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::time::Duration;
@@ -28,6 +29,9 @@ const LEFTOVER_AGE: Duration = Duration::from_secs(60);
 
 /// Leftovers looked at by one process at most.
 const LEFTOVERS_MAX: usize = 10_000;
+
+/// Times that a name is given again after its folder went away.
+const PUBLISH_TRIES: u32 = 8;
 
 /// What to do about an object that is there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,33 +65,20 @@ impl Creator {
         let staging = self.root.join(TEMPORARY);
         make_dirs(&staging)?;
         self.cleaned.call_once(|| remove_leftovers(&staging));
-        make_dirs(folder)?;
         let temporary = Temporary::write(&staging, parts)?;
-        let created = match replace {
-            Replace::Always => {
-                std::fs::rename(&temporary.path, path)?;
-                Created::New
+        let mut tries = 0;
+        let created = loop {
+            tries += 1;
+            make_dirs(folder)?;
+            match temporary.publish(path, replace) {
+                // The folder was empty and went with a deleted object, between our making and our using it.
+                Err(e) if e.kind() == io::ErrorKind::NotFound && tries < PUBLISH_TRIES => {}
+                result => break result?,
             }
-            Replace::Never => match std::fs::hard_link(&temporary.path, path) {
-                Ok(()) => Created::New,
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Created::Exists,
-                Err(e) if linked(&temporary) => {
-                    // A network file system can lose the answer and find the name taken, by us, on its own retry.
-                    tracing::debug!(path = %path.display(), error = %e, "link succeeded, its answer was lost");
-                    Created::New
-                }
-                Err(e) => return Err(e),
-            },
         };
         sync_dir(folder)?;
         Ok(created)
     }
-}
-
-/// Whether the temporary file has got a second name.
-fn linked(temporary: &Temporary) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    temporary.file.metadata().is_ok_and(|meta| meta.nlink() > 1)
 }
 
 /// A temporary file, complete and durable, locked while its writer lives; its name goes when it is dropped.
@@ -106,6 +97,25 @@ impl Temporary {
         write_parts(&mut temporary.file, parts)?;
         temporary.file.sync_all()?;
         Ok(temporary)
+    }
+
+    /// Gives the complete file its name.
+    fn publish(&self, path: &Path, replace: Replace) -> io::Result<Created> {
+        if replace == Replace::Always {
+            return std::fs::rename(&self.path, path).map(|()| Created::New);
+        }
+        match std::fs::hard_link(&self.path, path) {
+            Ok(()) => Ok(Created::New),
+            // A network file system can lose the answer, ask again by itself, and find the name taken: by us.
+            Err(_) if self.is_linked() => Ok(Created::New),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(Created::Exists),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Whether the file has got a second name.
+    fn is_linked(&self) -> bool {
+        self.file.metadata().is_ok_and(|meta| meta.nlink() > 1)
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures::stream::{self, BoxStream};
 
 use super::{Inner, absent, blocking, create, info};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::store::ObjectInfo;
 
 /// Objects handed over at a time.
@@ -96,13 +96,17 @@ pub(super) fn dirs(inner: &Inner, folder: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Names and kinds in a folder; none if it is missing. Names that are not UTF-8 and temporary files are no objects.
+/// Names and kinds in a folder; none if it is missing, which the site's own directory may not be. Names that are not UTF-8 and temporary files are no objects.
 fn read_dir(inner: &Inner, folder: &str) -> Result<Vec<(String, FileType)>> {
     let path = inner.root.join(folder);
     let failed = |e| inner.error("list", &path, e);
     let entries = match std::fs::read_dir(&path) {
         Ok(entries) => entries,
-        Err(e) if absent(&e) => return Ok(Vec::new()),
+        Err(e) if absent(&e) && !folder.is_empty() => return Ok(Vec::new()),
+        Err(e) if absent(&e) => {
+            let why = "the directory does not exist; create it, or correct the URL";
+            return Err(Error::with_source(ErrorKind::NotFound, format!("storage site {}: {why}", inner.url), e));
+        }
         Err(e) => return Err(failed(e)),
     };
     let mut found = Vec::new();
