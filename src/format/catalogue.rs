@@ -13,10 +13,10 @@ use super::wire::{Reader, Writer};
 
 /// Most bytes of an encoded catalogue.
 pub const MAX_CATALOGUE_LEN: usize = 64 << 20;
-const MAX_DISKS: usize = 1_000_000;
-const MAX_NICS: usize = 1024;
-const MAX_DEFINITION_LEN: usize = 4 << 20;
-const MAX_WORD_LEN: usize = 1024;
+pub(crate) const MAX_DISKS: usize = 1_000_000;
+pub(crate) const MAX_NICS: usize = 1024;
+pub(crate) const MAX_DEFINITION_LEN: usize = 4 << 20;
+pub(crate) const MAX_WORD_LEN: usize = 1024;
 const WHAT: &str = "catalogue";
 
 /// A network card of a VM.

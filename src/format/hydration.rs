@@ -11,6 +11,7 @@ use roaring::RoaringBitmap;
 
 use crate::ids::{DiskId, DomainId, Generation, SegmentNo, SegmentRef};
 
+use super::catalogue::MAX_DISKS;
 use super::checksum::{Digest, xxh3_128};
 use super::decode_error::{DecodeError, DecodeResult};
 use super::layout::layout;
@@ -21,9 +22,8 @@ use super::wire::{Reader, Writer};
 pub const GRANULE: u64 = 256 << 10;
 /// Most bytes of a hydration map.
 pub const MAX_HYDRATION_LEN: u64 = 512 << 20;
-const MAX_DISKS: usize = 1_000_000;
-const MAX_QUARANTINED: usize = 10_000_000;
-const MAX_WHY_LEN: usize = 4096;
+pub(crate) const MAX_QUARANTINED: usize = 10_000_000;
+pub(crate) const MAX_WHY_LEN: usize = 4096;
 const WHAT: &str = "hydration map";
 
 layout! { header magic::HYDRATION;

@@ -16,7 +16,7 @@ use super::wire::{Reader, Writer};
 
 /// Most bytes of a manifest.
 pub const MAX_MANIFEST_LEN: u64 = 512 << 20;
-const MAX_POINTS: usize = 1_000_000;
+pub(crate) const MAX_POINTS: usize = 1_000_000;
 const WHAT: &str = "manifest";
 const POINTS: &str = "manifest points";
 

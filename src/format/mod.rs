@@ -16,6 +16,7 @@ mod hostile_tests;
 mod hydration;
 mod index;
 mod layout;
+mod limits;
 mod log;
 pub mod magic;
 mod manifest;
@@ -41,6 +42,7 @@ pub use frame::{
 pub use hydration::{GRANULE, HydrationDisk, HydrationMap, MAX_HYDRATION_LEN, Quarantined, granules};
 pub use index::{Index, IndexDisk, IndexEntry, MAX_INDEX_LEN};
 pub use layout::{Field, Layout};
+pub use limits::limits;
 pub use log::{
     DatastoreId, LOG_BLOCK, LOG_RING_START, LogId, LogRecord, LogSuperblock, MAX_LOG_LEN, log_record_len, min_log_len,
 };

@@ -15,7 +15,7 @@ use super::wire::{Reader, Writer};
 
 /// Most bytes of a watermark.
 pub const MAX_WATERMARK_LEN: u64 = WatermarkHeader::LEN as u64 + (StampRow::LEN as u64) * MAX_STAMPS as u64;
-const MAX_STAMPS: u32 = 1_000_000;
+pub(crate) const MAX_STAMPS: u32 = 1_000_000;
 const WHAT: &str = "watermark";
 
 layout! { header magic::WATERMARK;
