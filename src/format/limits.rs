@@ -2,7 +2,7 @@
 //!
 //! The numbers themselves stand with the format that they belong to; this is only their list.
 
-use super::{catalogue, frame, hydration, index, log, manifest, map_page, point, segment, watermark};
+use super::{catalogue, frame, hydration, index, log, manifest, map_page, owner, point, segment, status, watermark};
 
 /// Name in code and document, and value (bytes, or a count where the name does not end in `LEN`, `SPAN` or `GRANULE`).
 pub fn limits() -> Vec<(&'static str, u64)> {
@@ -22,6 +22,8 @@ pub fn limits() -> Vec<(&'static str, u64)> {
         ("MAX_PAGE_LEN", map_page::MAX_PAGE_LEN),
         ("MAX_MANIFEST_LEN", manifest::MAX_MANIFEST_LEN),
         ("MAX_POINTS", manifest::MAX_POINTS as u64),
+        ("OWNER_RECORD_LEN", owner::OWNER_RECORD_LEN as u64),
+        ("STATUS_LEN", status::STATUS_LEN as u64),
         ("LOG_BLOCK", log::LOG_BLOCK),
         ("LOG_RING_START", log::LOG_RING_START),
         ("MAX_LOG_LEN", log::MAX_LOG_LEN),
