@@ -24,6 +24,7 @@ mod map_page;
 mod owner;
 mod parts;
 mod point;
+mod recode;
 mod segment;
 #[cfg(test)]
 mod segment_tests;
@@ -51,6 +52,7 @@ pub use map_page::{Extent, FrameRef, MAX_PAGE_LEN, MapPage, PAGE_SPAN};
 pub use owner::{OWNER_RECORD_LEN, OwnerKind, OwnerRecord};
 pub use parts::Parts;
 pub use point::{Point, PointFlags};
+pub use recode::{recode, recognise};
 pub use segment::{
     MAX_SEGMENT_LEN, SEGMENT_FOOTER_LEN, SEGMENT_HEADER_LEN, Seal, SealedSegment, Segment, SegmentBuilder,
     SegmentFooter, SegmentHeader, VerifiedSegment, verify_segment,
