@@ -50,3 +50,14 @@ async fn an_s3_server_keeps_the_contract() {
     assert_eq!(root.list_dirs("").await.unwrap(), ["site"]);
     assert_eq!(contract::keys(&root, "site/l", None).await.len(), 7);
 }
+
+#[tokio::test]
+async fn a_directory_read_through_the_page_cache_keeps_the_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = StoreOptions::default();
+    options.set("DIRECT", "off").unwrap();
+    let url = format!("file://{}/with%20space%20and%20%C3%BC", dir.path().display());
+    let site = StorageSite::open(&url, &options).await.unwrap();
+    contract::check(&site).await;
+    assert!(dir.path().join("with space and ü/d/big").exists());
+}

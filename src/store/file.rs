@@ -315,3 +315,6 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     let joined = tokio::task::spawn_blocking(work).await;
     joined.map_err(|e| Error::with_source(ErrorKind::Internal, "a file operation did not finish", e))?
 }
+
+#[cfg(test)]
+mod tests;

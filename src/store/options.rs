@@ -16,6 +16,25 @@ use crate::error::{Error, ErrorKind, IoResultExt, Result};
 /// Prefixes of the environment variables that the providers' own tools read.
 const PROVIDER_PREFIXES: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
 
+/// Names of Freshet's own settings, as `docs/storage-sites.md` lists them.
+const SETTINGS: [&str; 15] = [
+    "CONNECT_TIMEOUT",
+    "STALL_TIMEOUT",
+    "MIN_UPLOAD_RATE",
+    "RETRY_TRIES",
+    "RETRY_TOTAL",
+    "RETRY_CONNECT_TRIES",
+    "RETRY_PAUSE",
+    "RETRY_PAUSE_MAX",
+    "HEDGE",
+    "HEDGE_FLOOR",
+    "HEDGE_CEILING",
+    "HEDGE_SHARE_PERCENT",
+    "IDLE_BUFFERS",
+    "DIRECT",
+    "SIGN_PAYLOAD",
+];
+
 /// Provider settings that hold a service's address.
 const ENDPOINTS: [&str; 6] = [
     "AWS_ENDPOINT",
@@ -84,7 +103,7 @@ pub struct StoreOptions {
     pub retry: RetryLimits,
     /// Second requests for slow ones.
     pub hedge: HedgeLimits,
-    /// Idle memory that `file://` keeps for further reads, in bytes. 0 to 1 GiB; 32 MiB unless told.
+    /// Idle memory that `file://` keeps for further reads, in bytes. 0 to 1 GiB; 96 MiB unless told.
     pub idle_buffers: usize,
     /// Whether `file://` reads past the page cache where the file system can. On unless told.
     pub direct: bool,
@@ -112,7 +131,7 @@ impl Default for StoreOptions {
                 ceiling: Duration::from_secs(10),
                 share_percent: 5,
             },
-            idle_buffers: 32 << 20,
+            idle_buffers: 96 << 20,
             direct: true,
             sign_payload: false,
         }
@@ -172,8 +191,9 @@ impl StoreOptions {
             "DIRECT" => self.direct = switch(name, value)?,
             "SIGN_PAYLOAD" => self.sign_payload = switch(name, value)?,
             _ => {
-                let what = "is not known: use AWS_*, AZURE_*, GOOGLE_* or a setting listed in the manual";
-                return Err(Error::new(ErrorKind::Invalid, format!("store option {name:?} {what}")));
+                let known = SETTINGS.join(", ");
+                let why = format!("is not known; known are AWS_*, AZURE_*, GOOGLE_*, {known}");
+                return Err(Error::new(ErrorKind::Invalid, format!("store option {name:?} {why}")));
             }
         }
         Ok(())
@@ -405,6 +425,20 @@ mod tests {
                 let e = checked.unwrap_err();
                 assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains(name), "{e}");
             }
+        }
+    }
+
+    #[test]
+    fn the_manual_lists_every_setting_with_its_default() {
+        let manual = include_str!("../../docs/storage-sites.md");
+        let rows = manual.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+        let rows: Vec<(&str, &str)> =
+            rows.map(|(name, rest)| (name, rest.split(" |").next().unwrap_or_default())).collect();
+        assert_eq!(rows.iter().map(|(name, _)| *name).collect::<Vec<_>>(), SETTINGS);
+        for (name, default) in rows {
+            let mut options = StoreOptions::default();
+            options.set(name, default).unwrap();
+            assert!(options == StoreOptions::default(), "{name} is not {default} unless told");
         }
     }
 

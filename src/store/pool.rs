@@ -1,10 +1,12 @@
 //! Aligned buffers that are used again, so that a direct read neither copies nor touches fresh memory.
 //!
 //! Invariants: a buffer belongs to one holder at a time and comes back when the last [`bytes::Bytes`] made of it is
-//! dropped; idle buffers never exceed the pool's limit in bytes, what is beyond it is given back to the system. The
-//! memory of buffers in use is the reader's to limit: by how many ranges it asks for at once.
+//! dropped; idle buffers never exceed the pool's limit in bytes, and beyond it the longest idle is given back to the
+//! system, so that what stays is of the sizes in use. Idle buffers were in use before: together with those in use they
+//! are no more than what was once in use at the same time, as long as sizes stay alike. The memory of buffers in use is the reader's to limit: by how many ranges it asks for at once.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(super) const ALIGN: usize = 4096;
 
 /// Capacities are multiples of this, so that buffers of nearly equal needs are interchangeable.
-const GRAIN: usize = 256 << 10;
+const GRAIN: usize = 64 << 10;
 
 /// Idle buffers at most, whatever their size: keeps the search short.
 const MAX_IDLE: usize = 64;
@@ -53,7 +55,8 @@ impl Drop for Memory {
 
 #[derive(Default)]
 struct Idle {
-    buffers: Vec<Memory>,
+    /// The longest idle first.
+    buffers: VecDeque<Memory>,
     bytes: usize,
 }
 
@@ -83,16 +86,21 @@ impl Pool {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |m: &Memory| m.capacity >= capacity && m.capacity / 2 <= capacity;
         let (i, _) = idle.buffers.iter().enumerate().filter(|(_, m)| fits(m)).min_by_key(|(_, m)| m.capacity)?;
-        let memory = idle.buffers.swap_remove(i);
+        let memory = idle.buffers.remove(i)?;
         idle.bytes -= memory.capacity;
         Some(memory)
     }
 
     fn give_back(&self, memory: Memory) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.buffers.len() < MAX_IDLE && idle.bytes + memory.capacity <= self.max_idle_bytes {
-            idle.bytes += memory.capacity;
-            idle.buffers.push(memory);
+        if memory.capacity > self.max_idle_bytes {
+            return;
+        }
+        idle.bytes += memory.capacity;
+        idle.buffers.push_back(memory);
+        while idle.buffers.len() > MAX_IDLE || idle.bytes > self.max_idle_bytes {
+            let Some(oldest) = idle.buffers.pop_front() else { break };
+            idle.bytes -= oldest.capacity;
         }
     }
 
@@ -172,6 +180,8 @@ mod tests {
         assert_eq!(pool.idle_bytes(), 1 << 20);
         drop(pool.take(4 << 20));
         assert_eq!(pool.idle_bytes(), 1 << 20, "too large to keep");
+        drop(pool.take(768 << 10));
+        assert_eq!(pool.idle_bytes(), 768 << 10, "the newest size stays");
         let pool = Pool::new(64 << 20);
         drop(pool.take(16 << 20));
         assert_eq!(pool.take(1).memory.as_ref().unwrap().capacity, GRAIN);
