@@ -5,7 +5,8 @@ use clap::{Args, Subcommand};
 use super::context::Context;
 use super::report::Report;
 use super::store_args::StoreArgs;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
+use crate::store::probe;
 
 /// Questions about a storage site itself
 #[derive(Debug, Args)]
@@ -23,7 +24,8 @@ enum StoreCommand {
 impl Store {
     pub(super) async fn run(self, _context: &Context) -> Result<Report> {
         let StoreCommand::Probe(args) = self.command;
-        args.open().await?;
-        Err(Error::new(ErrorKind::Unsupported, "store probe is not in this build yet"))
+        let verdict = probe(&args.open().await?).await?;
+        let refused = verdict.require_ownership().err().map(|e| e.to_string());
+        Ok(Report::new(&verdict, verdict.to_string())?.incomplete(refused))
     }
 }

@@ -6,6 +6,8 @@
 #![allow(dead_code, unused_imports, reason = "every test binary compiles all of this and uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests: a panic or a printed line is the report")]
 
+use std::io::Write as _;
+
 pub(crate) mod contract;
 pub(crate) mod naive_s3;
 pub(crate) mod s3;
@@ -15,5 +17,6 @@ pub(crate) mod scripted;
 /// the program has to be there, it is a failure.
 pub(crate) fn skipped(what: &str, why: &str) {
     assert!(std::env::var_os("FRESHET_REQUIRE_PEERS").is_none_or(|v| v != "1"), "{what} must not be skipped: {why}");
-    println!("skipped: {what}: {why}");
+    // Past the capture of the test harness, so that it is seen without any flag.
+    let _ = writeln!(std::io::stderr(), "skipped: {what}: {why}");
 }
