@@ -12,6 +12,7 @@
 //! | [`capture`] | disk images into segments, map pages and manifests |
 //! | [`datastore`] | buffers, and the engine that moves them to and from local disks |
 //! | [`format`] | bytes of every object and file, no I/O |
+//! | [`inspect`] | any one object or file, explained and verified |
 //! | [`store`] | objects of a storage site |
 //! | [`error`], [`ids`], [`clock`] | words that every module shares |
 
@@ -23,6 +24,7 @@ pub mod datastore;
 pub mod error;
 pub mod format;
 pub mod ids;
+pub mod inspect;
 pub mod progress;
 pub mod rehydrate;
 pub mod store;
