@@ -18,6 +18,10 @@
 //! | `retry`, `hedge`, `failure`, `store_clock` | what is decided, without I/O |
 //! | `client`, `connector` | the HTTP client and the layer that watches it |
 //! | `ownership`, `horizon` | who may write a domain, which objects count; no I/O |
+//! | `owner_log`, `prefix` | reading and appending ownership records; how far segments exist |
+//! | `domain`, `points` | [`Domain`]: what a reader may take of one domain |
+//! | `writer`, `seat` | [`DomainWriter`]: claim, base, acceptance, heartbeat, fencing |
+//! | `take_over`, `liveness`, `process` | what a take-over would cut off; whether another writer lives |
 //!
 //! Promises: a body is never cut by a limit on its whole time; a range comes whole or as an error; a create is atomic
 //! and durable when it is reported; nothing shown or logged holds a secret; every loop has a limit.
@@ -26,27 +30,41 @@ mod client;
 mod cloud;
 mod connector;
 mod counters;
+mod domain;
 mod failure;
 mod file;
 mod hedge;
 mod horizon;
 pub mod keys;
 mod listing;
+mod liveness;
 mod network;
 mod object;
 mod options;
+mod owner_log;
 mod ownership;
+mod points;
 mod pool;
+mod prefix;
 mod probe;
+mod process;
 mod retry;
+mod seat;
 mod site;
 mod store_clock;
+mod take_over;
 mod url;
+mod writer;
 
+pub use domain::{Domain, FoundManifest, Next, list_domains};
 pub use horizon::{Horizon, Seen};
+pub use liveness::{LIVE_FOR_MS, LastSign};
 pub use object::{Created, Fetched, ObjectInfo, Settled, StoreCounters};
 pub use options::{HedgeLimits, RetryLimits, StoreOptions};
 pub use ownership::{Acceptance, Base, Effect, GenerationInfo, Ownership, Void};
+pub use points::{FoundPoint, PointInfo, Points};
 pub use probe::{Capability, Outcome, Verdict, probe};
 pub use site::StorageSite;
+pub use take_over::{BaseChoice, TakeOverPreview};
 pub use url::{Provider, StoreUrl};
+pub use writer::{DomainWriter, StartOptions};
