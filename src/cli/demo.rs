@@ -1,27 +1,106 @@
 //! `freshet demo`: the whole way of the bytes on this machine, in under a minute.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
+use comfy_table::{CellAlignment, Table, presets};
+use serde_json::{Value, json};
 
 use super::context::Context;
+use super::progress_view::ProgressView;
 use super::report::Report;
-use crate::error::{Error, ErrorKind, Result};
+use super::units::{bytes, rate};
+use crate::demo::{DemoReport, DemoRequest, demo, remove};
+use crate::error::Result;
+use crate::progress::Progress;
 
 /// Replicate disks, change them, replicate again, rehydrate both points and compare every byte
 #[derive(Debug, Args)]
 pub(super) struct Demo {
-    /// Work in this directory and leave everything there [default: a fresh one that is removed at the end]
+    /// Work in this directory, which must be empty, and leave everything there [default: a fresh one under the
+    /// directory for temporary files, removed at the end]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Use a copy of this image as a disk instead of building one; can be repeated
+    /// Use a copy of this image as a disk instead of building some; can be repeated
     #[arg(long, value_name = "PATH")]
     image: Vec<PathBuf>,
 }
 
 impl Demo {
-    pub(super) async fn run(self, _context: &Context) -> Result<Report> {
-        let _ = (self.dir, self.image);
-        Err(Error::new(ErrorKind::Unsupported, "demo is not in this build yet"))
+    pub(super) async fn run(self, context: &Context) -> Result<Report> {
+        let keep = self.dir.is_some();
+        let dir = self
+            .dir
+            .unwrap_or_else(|| std::env::temp_dir().join(format!("freshet-demo-{}", uuid::Uuid::new_v4().simple())));
+        let progress = Arc::new(Progress::new());
+        let view = ProgressView::start(progress.clone(), &context.output);
+        let request = DemoRequest { dir: dir.clone(), images: self.image };
+        let done = demo(request, progress, context.cancel.clone()).await;
+        drop(view);
+        let left = match (&done, keep) {
+            (Ok(_), false) => {
+                remove(&dir)?;
+                format!("{} was removed; --dir DIR keeps everything", dir.display())
+            }
+            _ => format!("everything is in {}; remove it when you do not need it any more", dir.display()),
+        };
+        let done = done.map_err(|e| e.while_doing(format!("demo ({left})")))?;
+        Report::new(&json(&done, keep), format!("{}{left}", text(&done)))
     }
+}
+
+fn json(done: &DemoReport, kept: bool) -> Value {
+    let stages = done
+        .stages
+        .iter()
+        .map(|s| json!({ "stage": s.name, "bytes": s.bytes, "counted": s.what, "seconds": s.seconds }));
+    json!({
+        "dir": done.dir,
+        "kept": kept,
+        "disks": done.disks.iter().map(|(path, what)| json!({ "path": path, "what": what })).collect::<Vec<_>>(),
+        "bytes": { "logical": done.logical, "live": done.live, "stored": done.stored, "compared": done.compared },
+        "stages": stages.collect::<Vec<_>>(),
+        "limit": {
+            "seconds": done.limit.seconds(), "write_seconds": done.limit.write_seconds,
+            "decode_seconds": done.limit.decode_seconds,
+        },
+        "ratio": done.ratio,
+        "engine": done.engine,
+    })
+}
+
+fn text(done: &DemoReport) -> String {
+    let mut out = String::new();
+    for (path, what) in &done.disks {
+        out += &format!("{}: {what}\n", path.display());
+    }
+    out += &format!(
+        "logical {}, live {}, stored {} (both points)\n\n",
+        bytes(done.logical),
+        bytes(done.live),
+        bytes(done.stored)
+    );
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(["stage", "seconds", "bytes", "rate", "of"]);
+    for s in &done.stages {
+        let row = [s.name.to_owned(), format!("{:.2}", s.seconds), bytes(s.bytes), rate(s.bytes, s.seconds)];
+        table.add_row(row.into_iter().chain([s.what.to_owned()]));
+    }
+    for column in table.column_iter_mut().skip(1).take(3) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    out += &table.trim_fmt();
+    let limit = &done.limit;
+    out += &format!(
+        "\n\nlimit: {:.2} s, the longer of plain writes of as many bytes ({:.2} s) and zstd with checksum on all cores \
+         ({:.2} s)\nrehydrating the new point reached {:.2} of it, with {}\n",
+        limit.seconds(),
+        limit.write_seconds,
+        limit.decode_seconds,
+        done.ratio,
+        done.engine,
+    );
+    out
 }

@@ -1,11 +1,15 @@
 //! `freshet points`: the points of a domain.
 
 use clap::Args;
+use comfy_table::{Table, presets};
+use serde_json::json;
 
 use super::context::Context;
 use super::report::Report;
 use super::store_args::DomainArgs;
-use crate::error::{Error, ErrorKind, Result};
+use super::units::age;
+use crate::error::Result;
+use crate::store::Domain;
 
 /// List the points of a domain
 #[derive(Debug, Args)]
@@ -16,7 +20,29 @@ pub(super) struct Points {
 
 impl Points {
     pub(super) async fn run(self, _context: &Context) -> Result<Report> {
-        self.domain.site.open().await?;
-        Err(Error::new(ErrorKind::Unsupported, "points is not in this build yet"))
+        let site = self.domain.site.open().await?;
+        let mut domain = Domain::open(&site, &self.domain.domain).await?;
+        domain.tip().await?;
+        let points = domain.points().await?;
+        let now = site.now();
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING);
+        table.set_header(["point", "generation", "time", "age", "VMs", ""]);
+        let mut list = Vec::new();
+        for p in points.all() {
+            let age_ms = now.millis_since(p.time);
+            list.push(json!({
+                "point": p.at.segment.get(), "generation": p.at.generation.get(), "time": p.time.to_string(),
+                "age_ms": age_ms, "fuzzy": p.fuzzy, "vms": p.vms.len(),
+            }));
+            let fuzzy = if p.fuzzy { "fuzzy" } else { "" };
+            let (number, generation) = (p.at.segment.to_string(), p.at.generation.to_string());
+            table.add_row([&number, &generation, &p.time.to_string(), &age(age_ms), &p.vms.len().to_string(), fuzzy]);
+        }
+        let text = if list.is_empty() { "no points yet".to_owned() } else { table.trim_fmt() };
+        let json = json!({ "domain": self.domain.domain.as_str(), "points": list, "warnings": points.warnings() });
+        let lost =
+            points.warnings().first().map(|w| format!("{} objects cannot be read: {w}", points.warnings().len()));
+        Ok(Report::new(&json, text)?.incomplete(lost))
     }
 }
