@@ -68,6 +68,22 @@ pub(super) fn complain(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
+/// Asks a question on the terminal; only `yes` is yes. `false` where there is no terminal to ask on.
+pub(super) fn confirm(question: &str) -> bool {
+    if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
+        return false;
+    }
+    let mut stderr = io::stderr().lock();
+    let asked = write!(stderr, "{question} [yes/no] ").and_then(|()| stderr.flush());
+    let mut answer = String::new();
+    asked.is_ok() && io::stdin().read_line(&mut answer).is_ok() && answer.trim() == "yes"
+}
+
+/// Whether there is somebody to ask.
+pub(super) fn can_ask() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
+}
+
 /// Whether standard error is read by a person.
 pub(super) fn stderr_is_terminal() -> bool {
     io::stderr().is_terminal()

@@ -6,6 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::context::Context;
+use super::output::{can_ask, complain, confirm};
 use super::progress_view::ProgressView;
 use super::report::Report;
 use super::store_args::DomainArgs;
@@ -16,6 +17,7 @@ use crate::capture::{DEFAULT_LEVEL, DEFAULT_MEMORY, ReplicateReport, ReplicateRe
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Name;
 use crate::progress::Progress;
+use crate::store::{BaseChoice, Domain, StorageSite};
 
 /// Ship disk images as a new point; a second run ships only what changed
 #[derive(Debug, Args)]
@@ -56,8 +58,12 @@ pub(super) struct Replicate {
 impl Replicate {
     pub(super) async fn run(self, context: &Context) -> Result<Report> {
         let site = self.domain.site.open().await?;
+        let yes = self.yes;
         let request = self.request()?;
         request.validate()?;
+        if request.take_ownership {
+            confirm_take_over(&site, &request, yes).await?;
+        }
         let progress = Arc::new(Progress::new());
         let view = ProgressView::start(progress.clone(), &context.output);
         let done = replicate(&site, request, progress, context.cancel.clone()).await;
@@ -82,6 +88,28 @@ impl Replicate {
             ..ReplicateRequest::new(self.domain.domain, site, self.vms.vms)
         })
     }
+}
+
+/// Shows what taking the domain over cuts off, and asks unless `yes`. Nothing is asked where there is nothing to take.
+async fn confirm_take_over(site: &StorageSite, request: &ReplicateRequest, yes: bool) -> Result<()> {
+    let domain = match Domain::open(site, &request.domain).await {
+        Ok(domain) => domain,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    let preview = domain.preview_take_over(BaseChoice::default()).await?;
+    if preview.owner.site == request.site {
+        return Ok(());
+    }
+    complain(&preview.to_string());
+    if yes || (can_ask() && confirm("take it over?")) {
+        return Ok(());
+    }
+    let why = match can_ask() {
+        true => "not confirmed",
+        false => "there is no terminal to ask on: give --yes to confirm",
+    };
+    Err(Error::new(ErrorKind::Refused, format!("take domain {} over: {why}; nothing was done", request.domain)))
 }
 
 /// The host's name, which is this site's unless the operator names it.

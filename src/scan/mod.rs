@@ -10,10 +10,10 @@
 use futures::{StreamExt, TryStreamExt};
 
 use crate::cancel::Cancel;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::Catalogue;
 use crate::ids::{DomainId, Generation, Name, SegmentNo, SegmentRef, Time};
-use crate::store::{Domain, LastSign, StorageSite};
+use crate::store::{Domain, LastSign, StorageSite, list_domains};
 
 /// Domains that are read at once.
 const DOMAINS: usize = 32;
@@ -78,35 +78,34 @@ pub struct Scanned {
 /// # Errors
 /// What the store says where it does not answer; a damaged domain is no error, see [`Scanned`].
 pub async fn scan(site: &StorageSite, cancel: &Cancel) -> Result<Vec<Scanned>> {
-    let folders = site.list_dirs("").await?;
-    let names: Vec<Name> = folders.iter().filter_map(|f| Name::from_key(f)).collect();
-    let mut reads = futures::stream::iter(names)
-        .map(|name| async move {
+    let mut reads = futures::stream::iter(list_domains(site).await?)
+        .map(|(name, opened)| async move {
             cancel.check()?;
-            match summarise(site, &name).await {
-                // A folder of something else.
-                Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-                Err(e) if e.kind() == ErrorKind::Damaged => Ok(Some(Scanned { name, summary: Err(e) })),
+            let read = match opened {
+                Ok(domain) => summarise(domain).await,
+                Err(e) => Err(e),
+            };
+            match read {
+                Err(e) if e.kind() == ErrorKind::Damaged => Ok(Scanned { name, summary: Err(e) }),
                 Err(e) => Err(e.while_doing(format!("domain {name}"))),
-                Ok(summary) => Ok(Some(Scanned { name, summary: Ok(summary) })),
+                Ok(summary) => Ok(Scanned { name, summary: Ok(summary) }),
             }
         })
         .buffer_unordered(DOMAINS);
     let mut found = Vec::new();
     while let Some(read) = reads.try_next().await? {
-        found.extend(read);
+        found.push(read);
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
 }
 
-async fn summarise(site: &StorageSite, name: &Name) -> Result<DomainSummary> {
-    let mut domain = Domain::open(site, name).await?;
+async fn summarise(mut domain: Domain) -> Result<DomainSummary> {
     let tip = domain.tip().await?;
     let status = domain.status().await?;
-    let now = site.now();
+    let now = domain.site().now();
     let owner = domain.ownership().newest().cloned();
-    let owner = owner.ok_or_else(|| crate::error::Error::new(ErrorKind::NotFound, "nobody claimed it"))?;
+    let owner = owner.ok_or_else(|| Error::new(ErrorKind::Internal, "nobody claimed it"))?;
     let own = status.filter(|s| s.generation == owner.generation && s.author.writer == owner.author.writer);
     let seen = own.as_ref().map_or(owner.claimed, |s| s.at.max(owner.claimed));
     let mut summary = DomainSummary {

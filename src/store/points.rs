@@ -220,7 +220,7 @@ mod tests {
         assert_eq!(gaps(vec![1..=9, 2..=3], 1..=9), []);
         assert_eq!(gaps(vec![1..=3, 2..=5], 3..=7), [6..=7]);
         assert_eq!(gaps(vec![20..=30], 1..=9), [1..=9]);
-        assert_eq!(gaps(vec![], 1..=0), []);
+        assert_eq!(gaps(vec![], RangeInclusive::new(1, 0)), []);
     }
 
     #[test]
