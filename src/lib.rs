@@ -13,6 +13,7 @@
 //! | [`datastore`] | buffers, and the engine that moves them to and from local disks |
 //! | [`format`] | bytes of every object and file, no I/O |
 //! | [`inspect`] | any one object or file, explained and verified |
+//! | [`log`] | segments as they land, durable in a ring on local storage |
 //! | [`store`] | objects of a storage site |
 //! | [`error`], [`ids`], [`clock`] | words that every module shares |
 
@@ -26,6 +27,7 @@ pub mod error;
 pub mod format;
 pub mod ids;
 pub mod inspect;
+pub mod log;
 pub mod progress;
 pub mod rehydrate;
 pub mod scan;

@@ -32,8 +32,8 @@ pub const LOG_BLOCK: u64 = 4096;
 pub const LOG_RING_START: u64 = 2 * LOG_BLOCK;
 /// Longest log file in bytes. Far above any use; keeps every sum of positions and lengths inside a u64.
 pub const MAX_LOG_LEN: u64 = 1 << 50;
-/// Highest position: a log that writes 10 GB/s gets there after three years, and is then made anew.
-pub(crate) const MAX_LOG_POSITION: u64 = 1 << 60;
+/// Highest position: a log that writes 10 GB/s gets there after fourteen years, and is then made anew.
+pub const MAX_LOG_POSITION: u64 = 1 << 62;
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {

@@ -45,7 +45,8 @@ pub use index::{Index, IndexDisk, IndexEntry, MAX_INDEX_LEN};
 pub use layout::{Field, Layout};
 pub use limits::limits;
 pub use log::{
-    DatastoreId, LOG_BLOCK, LOG_RING_START, LogId, LogRecord, LogSuperblock, MAX_LOG_LEN, log_record_len, min_log_len,
+    DatastoreId, LOG_BLOCK, LOG_RING_START, LogId, LogRecord, LogSuperblock, MAX_LOG_LEN, MAX_LOG_POSITION,
+    log_record_len, min_log_len,
 };
 pub use manifest::{MAX_MANIFEST_LEN, Manifest, PageRef};
 pub use map_page::{Extent, FrameRef, MAX_PAGE_LEN, MapPage, PAGE_SPAN};
