@@ -8,6 +8,7 @@ mod devices;
 mod failures;
 mod lifecycle;
 mod model;
+mod split;
 mod starting;
 
 use std::fs;
