@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cancel::Cancel;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -39,6 +39,14 @@ impl Halt {
     /// Whether to stop.
     pub(crate) fn is_set(&self) -> bool {
         self.shared.failed.load(Ordering::Acquire) || self.cancel.is_cancelled()
+    }
+
+    /// Fails once the work is stopped; the reason is left for [`Halt::outcome`].
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.is_set() {
+            true => Err(Error::new(ErrorKind::Cancelled, "stopped; run it again to go on")),
+            false => Ok(()),
+        }
     }
 
     /// The first error, once; then, and where there was none, whether the operator asked to stop.

@@ -12,57 +12,40 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `request`, `report` | what is asked, what was done |
-//! | `source`, `occupants` | an image, its holes; who else has it open for writing |
+//! | `replicate`, `transfer` | the order of the steps; the stages that run side by side |
+//! | `images`, `source`, `occupants` | the images, their holes; who else has them open for writing |
 //! | `roster` | VMs and disks of the call against the domain's catalogue |
 //! | `pieces`, `reader` | what is read, in which order |
 //! | `zeros`, `compare` | what of it must be shipped |
+//! | `worker`, `chain`, `ship` | compressing into segments, their place in the chain, uploads and acceptance |
+//! | `checkpoint` | map pages and manifest |
 //! | `budget`, `halt` | bytes of memory as permits; how all stages stop together |
 //!
 //! Promises: holes are not read; zeros, and what the map has already, are not shipped; nothing is reported before the
 //! writer's own acceptance read; what an interrupted run stored serves the next one.
 
-#![allow(dead_code, reason = "the stages that use these parts land next")]
-
 mod budget;
+mod chain;
+mod checkpoint;
 mod compare;
 mod halt;
+mod images;
 mod occupants;
 mod pieces;
 mod reader;
+mod replicate;
 mod report;
 mod request;
 mod roster;
+mod ship;
 mod source;
+mod transfer;
+mod worker;
 mod zeros;
 
-use std::sync::Arc;
-
-use crate::cancel::Cancel;
-use crate::error::{Error, ErrorKind, Result};
-use crate::progress::Progress;
-use crate::store::StorageSite;
-
+pub use replicate::replicate;
 pub use report::{ReplicateReport, ReplicatedDisk, StageSeconds};
 pub use request::{
     DEFAULT_LEVEL, DEFAULT_MANIFEST_EVERY, DEFAULT_MEMORY, DEFAULT_SEGMENT_BYTES, DiskSource, MIN_MEMORY,
     ReplicateRequest, VmDefinition, VmSource,
 };
-
-/// Ships what changed of the request's disks since the domain's newest segment, as a new point.
-///
-/// Takes ownership of the domain for the time of the call, or makes the domain. `progress` counts bytes of images: in
-/// all those that are allocated; done those that equal the map or whose segments are accepted.
-///
-/// # Errors
-/// `Invalid` for the request, `Refused` for an image that is open for writing elsewhere or shrank, and where another
-/// site or writer owns the domain; `Fenced` when another writer took over meanwhile; `Cancelled`. After any of them the
-/// domain's points are as they were; run it again and it ships only what is still missing.
-pub async fn replicate(
-    _site: &StorageSite,
-    request: ReplicateRequest,
-    _progress: Arc<Progress>,
-    _cancel: Cancel,
-) -> Result<ReplicateReport> {
-    request.validate()?;
-    Err(Error::new(ErrorKind::Unsupported, "replicate is not in this build yet"))
-}

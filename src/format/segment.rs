@@ -346,6 +346,19 @@ impl SegmentBuilder {
         self.entries.push(IndexEntry { disk: index, offset, len, frame: None });
     }
 
+    /// Takes over all that `other` holds, after what is here; copies its payloads.
+    pub fn absorb(&mut self, other: &SegmentBuilder) {
+        let shift = (self.bytes.len() - SEGMENT_HEADER_LEN) as u64;
+        self.bytes.extend_from_slice(&other.bytes[SEGMENT_HEADER_LEN..]);
+        for entry in &other.entries {
+            let disk = other.disks[entry.disk as usize];
+            let disk = self.disk(disk.id, disk.vm, disk.size);
+            let frame = entry.frame.map(|(pos, body)| (pos + shift, body));
+            self.entries.push(IndexEntry { disk, frame, ..*entry });
+        }
+        self.raw_bytes += other.raw_bytes;
+    }
+
     /// Fills in headers, index and footer. Fails where entries overlap, leave their disk, or the whole is too long.
     pub fn seal(mut self, seal: Seal) -> DecodeResult<SealedSegment> {
         self.entries.sort_unstable_by_key(|e| (e.disk, e.offset));
