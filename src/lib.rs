@@ -28,6 +28,7 @@ pub mod format;
 pub mod ids;
 pub mod inspect;
 pub mod log;
+pub mod map;
 pub mod progress;
 pub mod rehydrate;
 pub mod scan;

@@ -11,6 +11,7 @@
 //! Nothing here knows what the bytes mean.
 
 mod blocking;
+mod dir_lock;
 mod engine;
 mod faults;
 mod file;
@@ -23,13 +24,16 @@ mod table;
 mod tests;
 mod threads;
 mod transfer;
+mod two_slot;
 mod uring;
 mod workers;
 
 pub use blocking::SLOT_WAIT;
+pub use dir_lock::DirLock;
 pub use engine::{
     Access, Alignment, Completion, DiskEngine, Done, EngineInfo, EngineKind, EngineOptions, FileId, FileInfo, Op,
     Request, start,
 };
 pub use faults::{Call, Faults, Verdict};
 pub use slab::{DEFAULT_SLOT_BYTES, SLOT_ALIGN, Slab, Slot};
+pub use two_slot::{Loaded, TwoSlot};

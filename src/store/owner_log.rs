@@ -56,7 +56,7 @@ pub(super) async fn read_all(site: &StorageSite, name: &Name) -> Result<Ownershi
         let why = format!("{} is missing, {} exists", keys::owner(name, expected), keys::owner(name, *found));
         return Err(damaged(site, format!("{why}: without it nobody can tell who owns the domain")));
     }
-    let reads = numbers.iter().map(|n| read(site, name, None, *n));
+    let reads: Vec<_> = numbers.iter().map(|n| read(site, name, None, *n)).collect();
     let records: Vec<Option<OwnerRecord>> = futures::stream::iter(reads).buffered(PARALLEL).try_collect().await?;
     let mut ownership = Ownership::default();
     for (n, record) in (1..).zip(records) {

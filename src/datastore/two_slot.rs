@@ -1,0 +1,151 @@
+//! A small durable document in two files that are written in turn: a torn write loses the new version, never the old one.
+//!
+//! It owns where the bytes stand and when they are durable; what they mean and which version is newer is told by the
+//! caller's decoder. What the sync buys: when [`TwoSlot::store`] returns, the new version survives power loss. A failed
+//! write or sync poisons: every later store fails until the document is loaded again.
+
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, ErrorKind, IoResultExt, Result};
+use crate::format::DecodeResult;
+
+/// The two files of one document.
+#[derive(Debug)]
+pub struct TwoSlot {
+    paths: [PathBuf; 2],
+    /// Which of them is written next.
+    next: usize,
+    poisoned: bool,
+}
+
+/// What was found at the start.
+#[derive(Debug)]
+pub enum Loaded<T> {
+    /// Neither file is there.
+    Absent,
+    /// The newest version that decodes.
+    Found(T),
+    /// Files are there, and none decodes; why, for each.
+    Lost(String),
+}
+
+impl TwoSlot {
+    /// Reads both files, `<stem>.0` and `<stem>.1` in `dir`; `decode` gives the version's sequence and its content.
+    pub fn load<T>(
+        dir: &Path,
+        stem: &str,
+        max_len: u64,
+        decode: impl Fn(&[u8]) -> DecodeResult<(u64, T)>,
+    ) -> Result<(TwoSlot, Loaded<T>)> {
+        let paths = [dir.join(format!("{stem}.0")), dir.join(format!("{stem}.1"))];
+        let (mut best, mut problems, mut next) = (None::<(u64, T)>, Vec::new(), 0);
+        for (i, path) in paths.iter().enumerate() {
+            let Some(bytes) = read_bounded(path, max_len)? else { continue };
+            match decode(&bytes) {
+                Ok((sequence, value)) => {
+                    if best.as_ref().is_none_or(|(newest, _)| sequence > *newest) {
+                        best = Some((sequence, value));
+                        next = 1 - i;
+                    }
+                }
+                Err(e) => problems.push(format!("{}: {e}", path.display())),
+            }
+        }
+        let loaded = match best {
+            Some((_, value)) => Loaded::Found(value),
+            None if problems.is_empty() => Loaded::Absent,
+            None => Loaded::Lost(problems.join("; ")),
+        };
+        Ok((TwoSlot { paths, next, poisoned: false }, loaded))
+    }
+
+    /// Makes `bytes` the newest version, durably.
+    pub fn store(&mut self, bytes: &[u8]) -> Result<()> {
+        let path = &self.paths[self.next];
+        if self.poisoned {
+            let why = format!("{}: an earlier sync failed; start again", path.display());
+            return Err(Error::new(ErrorKind::Io, why));
+        }
+        // Poisoned until it is known to be durable.
+        self.poisoned = true;
+        write_durably(path, bytes).io_context(|| format!("write {}", path.display()))?;
+        self.poisoned = false;
+        self.next = 1 - self.next;
+        Ok(())
+    }
+}
+
+/// Writes over the file; bytes past the new end may stay, since the document tells its own length. One fdatasync makes
+/// content and length durable; a new file also needs its directory synced.
+fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let is_new = !path.exists();
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    file.write_all_at(bytes, 0)?;
+    file.sync_data()?;
+    match path.parent() {
+        Some(dir) if is_new => File::open(dir)?.sync_all(),
+        _ => Ok(()),
+    }
+}
+
+fn read_bounded(path: &Path, max_len: u64) -> Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io(format!("open {}", path.display()), e)),
+    };
+    let mut bytes = Vec::new();
+    file.take(max_len + 1).read_to_end(&mut bytes).io_context(|| format!("read {}", path.display()))?;
+    match bytes.len() as u64 <= max_len {
+        true => Ok(Some(bytes)),
+        false => {
+            let why = format!("{}: longer than {max_len} bytes, not a file of freshet", path.display());
+            Err(Error::new(ErrorKind::Damaged, why))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::DecodeError;
+
+    fn decode(bytes: &[u8]) -> DecodeResult<(u64, u8)> {
+        match bytes {
+            [sequence, value, check, ..] if sequence ^ value == *check => Ok((u64::from(*sequence), *value)),
+            _ => Err(DecodeError::Checksum { what: "test" }),
+        }
+    }
+
+    fn load(dir: &Path) -> (TwoSlot, Loaded<u8>) {
+        TwoSlot::load(dir, "doc", 100, decode).unwrap()
+    }
+
+    #[test]
+    fn the_newest_good_version_counts_and_is_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut slot, loaded) = load(dir.path());
+        assert!(matches!(loaded, Loaded::Absent));
+        for sequence in 1..=5_u8 {
+            slot.store(&[sequence, 100 + sequence, sequence ^ (100 + sequence)]).unwrap();
+            // The next store would tear the other file: this version must survive that.
+            let (torn, other) = (load(dir.path()).0, dir.path());
+            let kept = std::fs::read(&torn.paths[torn.next]).unwrap_or_default();
+            std::fs::write(&torn.paths[torn.next], b"torn").unwrap();
+            assert!(matches!(load(other).1, Loaded::Found(v) if v == 100 + sequence));
+            std::fs::write(&torn.paths[torn.next], kept).unwrap();
+        }
+    }
+
+    #[test]
+    fn two_bad_files_are_lost_not_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("doc.0"), b"bad").unwrap();
+        assert!(matches!(load(dir.path()).1, Loaded::Lost(_)));
+        std::fs::write(dir.path().join("doc.1"), vec![0; 101]).unwrap();
+        assert!(TwoSlot::load(dir.path(), "doc", 100, decode).is_err());
+    }
+}

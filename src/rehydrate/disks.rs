@@ -1,0 +1,176 @@
+//! The recovered disks: their files in the datastore, open for writing.
+//!
+//! A disk stands at `<datastore>/<domain>/<vm>/<disk>.raw`, each name escaped. Files are created empty, at their full
+//! length, as holes. A file that this domain's rehydration did not make is never written, unless it is to be overwritten,
+//! and then it is replaced by a new one.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+
+use crate::datastore::{Access, DiskEngine, FileId, Op};
+use crate::error::{Error, ErrorKind, IoResultExt, Result};
+use crate::format::{Catalogue, DiskInfo, FileStamp};
+use crate::ids::{DiskId, Name};
+
+/// One recovered disk.
+#[derive(Debug, Clone)]
+pub(super) struct TargetDisk {
+    /// Identity.
+    pub(super) id: DiskId,
+    /// `vm/disk`, for people.
+    pub(super) label: String,
+    /// Its file.
+    pub(super) path: PathBuf,
+    /// Bytes of the disk.
+    pub(super) size: u64,
+    /// The open file.
+    pub(super) file: FileId,
+}
+
+/// What became of a disk's file when it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Opened {
+    /// It was created now, all holes.
+    Created,
+    /// It was there.
+    Kept,
+}
+
+/// The disks of a domain in the order in which they were opened; positions stay.
+pub(super) struct DiskSet {
+    engine: Arc<dyn DiskEngine>,
+    root: PathBuf,
+    disks: RwLock<Vec<Arc<TargetDisk>>>,
+}
+
+impl DiskSet {
+    /// The disks of `domain` in `datastore`; none is open yet.
+    pub(super) fn new(engine: Arc<dyn DiskEngine>, datastore: &Path, domain: &Name) -> DiskSet {
+        DiskSet { engine, root: datastore.join(domain.key()), disks: RwLock::new(Vec::new()) }
+    }
+
+    /// Where the file of a disk stands.
+    pub(super) fn path(&self, catalogue: &Catalogue, disk: &DiskInfo) -> Result<PathBuf> {
+        let vm = catalogue.vm(disk.vm).ok_or_else(|| {
+            Error::new(ErrorKind::Damaged, format!("disk {} belongs to a VM that the catalogue lacks", disk.id))
+        })?;
+        Ok(self.root.join(vm.name.key()).join(format!("{}.raw", disk.name.key())))
+    }
+
+    /// Opens a disk's file, or creates it. `known` tells that this domain's rehydration made it earlier.
+    pub(super) fn open(
+        &self,
+        catalogue: &Catalogue,
+        disk: &DiskInfo,
+        known: bool,
+        overwrite: bool,
+    ) -> Result<(u32, Opened)> {
+        let path = self.path(catalogue, disk)?;
+        let exists = match std::fs::symlink_metadata(&path) {
+            Ok(meta) if meta.is_file() => true,
+            Ok(_) => {
+                let why = format!("{} exists and is not a plain file: move it away", path.display());
+                return Err(Error::new(ErrorKind::Refused, why));
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+            Err(e) => return Err(Error::io(format!("look at {}", path.display()), e)),
+        };
+        let opened = match (exists, known) {
+            (true, true) => Opened::Kept,
+            (true, false) if !overwrite => {
+                let why = "exists and was not made by a rehydration of this domain";
+                let advice = "move it away, choose another datastore, or replace it with --overwrite";
+                return Err(Error::new(ErrorKind::Refused, format!("{} {why}: {advice}", path.display())));
+            }
+            _ => Opened::Created,
+        };
+        if opened == Opened::Created {
+            create_empty(&path, disk.size)?;
+        }
+        let file = self.engine.open(&path, Access::Write)?;
+        if opened == Opened::Kept && self.engine.file_info(file)?.len != disk.size {
+            self.engine.execute(file, Op::SetLen(disk.size)).result?;
+        }
+        let label = catalogue.disk_label(disk.id);
+        let target = TargetDisk { id: disk.id, label, path, size: disk.size, file };
+        let mut disks = self.disks.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        disks.push(Arc::new(target));
+        let position = u32::try_from(disks.len() - 1).expect("a catalogue has fewer disks");
+        Ok((position, opened))
+    }
+
+    /// The disk at a position.
+    pub(super) fn get(&self, position: u32) -> Arc<TargetDisk> {
+        Arc::clone(&self.disks.read().unwrap_or_else(std::sync::PoisonError::into_inner)[position as usize])
+    }
+
+    /// All disks, by position.
+    pub(super) fn all(&self) -> Vec<Arc<TargetDisk>> {
+        self.disks.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// The newest position of a disk.
+    pub(super) fn position(&self, id: DiskId) -> Option<u32> {
+        let disks = self.disks.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        disks.iter().rposition(|d| d.id == id).and_then(|i| u32::try_from(i).ok())
+    }
+
+    /// Changes the size of a disk's file, and what is known of it.
+    pub(super) fn resize(&self, position: u32, size: u64) -> Result<()> {
+        let old = self.get(position);
+        self.engine.execute(old.file, Op::SetLen(size)).result?;
+        let mut disks = self.disks.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        disks[position as usize] = Arc::new(TargetDisk { size, ..(*old).clone() });
+        Ok(())
+    }
+
+    /// What the files look like now.
+    pub(super) fn stamps(&self) -> Result<Vec<FileStamp>> {
+        self.all().iter().map(|d| stamp(d.id, &d.path)).collect()
+    }
+}
+
+/// What a disk's file looks like now.
+pub(super) fn stamp(disk: DiskId, path: &Path) -> Result<FileStamp> {
+    let meta = std::fs::metadata(path).io_context(|| format!("look at {}", path.display()))?;
+    let seconds = u64::try_from(meta.mtime()).unwrap_or(0);
+    let nanos = u32::try_from(meta.mtime_nsec()).unwrap_or(0);
+    Ok(FileStamp { disk, inode: meta.ino(), changed: (seconds, nanos), len: meta.len() })
+}
+
+/// A new file of `size` bytes, all holes, in place of whatever stood there; durable with its directories.
+fn create_empty(path: &Path, size: u64) -> Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    create_dirs_durably(dir)?;
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::io(format!("replace {}", path.display()), e));
+        }
+        _ => {}
+    }
+    let create = || -> std::io::Result<()> {
+        let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        file.set_len(size)?;
+        file.sync_all()?;
+        File::open(dir)?.sync_all()
+    };
+    create().io_context(|| format!("create {} of {size} bytes", path.display()))
+}
+
+/// Creates a directory and those above it; each new entry is durable.
+pub(super) fn create_dirs_durably(dir: &Path) -> Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let above = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    create_dirs_durably(above)?;
+    match std::fs::create_dir(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(Error::io(format!("create {}", dir.display()), e));
+        }
+        _ => {}
+    }
+    File::open(above).and_then(|d| d.sync_all()).io_context(|| format!("sync {}", above.display()))
+}

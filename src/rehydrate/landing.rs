@@ -1,0 +1,182 @@
+//! Landing: segments from the storage site into the replication log, in order, verified and as they came.
+//!
+//! ```text
+//! next segment's key --> range GETs, a few segments ahead --> verify in parts --> log.append (waits while full)
+//! ```
+//!
+//! A frame that does not verify after the segment was fetched again is named and landed as it is: applying quarantines
+//! its range. A segment that is missing or whose index is damaged cannot land: that is an error.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::{self, Stream, StreamExt};
+use tokio::sync::mpsc;
+
+use crate::cancel::Cancel;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{Parts, Point, SegmentHeader, VerifiedSegment, verify_segment};
+use crate::ids::{SegmentNo, SegmentRef};
+use crate::log::ReplicationLog;
+use crate::progress::Progress;
+use crate::store::{Domain, Next, keys};
+
+use super::work::MAX_RANGE;
+
+/// Segments that are fetched at once.
+const SEGMENTS_AHEAD: usize = 4;
+/// Time between looks for a next segment where there was none.
+const POLL: Duration = Duration::from_millis(500);
+/// Time after which an append that waits is told to who applies.
+const STALL: Duration = Duration::from_millis(100);
+/// Further fetches of a segment that does not verify.
+const REFETCHES: usize = 2;
+
+/// What landing tells to who applies.
+#[derive(Debug)]
+pub(super) enum Landed {
+    /// A segment was appended; it is durable once the log says so.
+    Appended {
+        /// Which.
+        segment: SegmentRef,
+        /// The point that it ends at.
+        point: Option<Point>,
+    },
+    /// The log is full: something must be applied.
+    Full,
+}
+
+/// How landing ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// The segment that was asked for is appended, or it was asked to stop.
+    Done,
+    /// A take-over cut off what was landed.
+    Rewound,
+}
+
+/// See the module.
+pub(super) struct Lander {
+    pub(super) domain: Domain,
+    pub(super) log: Arc<ReplicationLog>,
+    pub(super) progress: Arc<Progress>,
+    pub(super) cancel: Cancel,
+}
+
+enum Item {
+    Segment(SegmentRef),
+    Rewound,
+}
+
+impl Lander {
+    /// Lands what comes after `at`: up to `until`, or all that ever comes.
+    pub(super) async fn run(self, at: SegmentRef, until: Option<SegmentNo>, tell: mpsc::Sender<Landed>) -> Result<End> {
+        let (domain, log, progress) = (self.domain.clone(), Arc::clone(&self.log), Arc::clone(&self.progress));
+        let fetched = self.following(at, until).map(|item| {
+            let (domain, progress) = (domain.clone(), Arc::clone(&progress));
+            async move {
+                match item? {
+                    Item::Rewound => Ok(None),
+                    Item::Segment(segment) => fetch_verified(&domain, segment, &progress).await.map(Some),
+                }
+            }
+        });
+        let mut fetched = std::pin::pin!(fetched.buffered(SEGMENTS_AHEAD));
+        while let Some(next) = fetched.next().await {
+            let Some((parts, segment)) = next? else { return Ok(End::Rewound) };
+            append(&log, &segment.header, &parts, &tell).await?;
+            let point = segment.index.point.clone();
+            let landed = Landed::Appended { segment: segment.header.id(), point };
+            if tell.send(landed).await.is_err() {
+                return Ok(End::Done);
+            }
+        }
+        Ok(End::Done)
+    }
+
+    /// The segments after `at` as they appear.
+    fn following(self, at: SegmentRef, until: Option<SegmentNo>) -> impl Stream<Item = Result<Item>> {
+        let state = Some((self.domain, self.cancel, at));
+        stream::unfold(state, move |state| async move {
+            let (mut domain, cancel, at) = state?;
+            loop {
+                if cancel.is_cancelled() || until.is_some_and(|until| at.segment >= until) {
+                    return None;
+                }
+                match domain.next_after(at).await {
+                    Ok(Next::Segment(next)) => return Some((Ok(Item::Segment(next)), Some((domain, cancel, next)))),
+                    Ok(Next::Rewound { .. }) => return Some((Ok(Item::Rewound), None)),
+                    Ok(Next::NotYet) => {
+                        tokio::select! {
+                            () = tokio::time::sleep(POLL) => {}
+                            () = cancel.cancelled() => {}
+                        }
+                    }
+                    Err(e) => return Some((Err(e), None)),
+                }
+            }
+        })
+    }
+}
+
+async fn append(
+    log: &ReplicationLog,
+    header: &SegmentHeader,
+    parts: &[Bytes],
+    tell: &mpsc::Sender<Landed>,
+) -> Result<()> {
+    let mut appended = std::pin::pin!(log.append(header, parts));
+    loop {
+        tokio::select! {
+            done = &mut appended => return done,
+            () = tokio::time::sleep(STALL) => {
+                // Full channel: who applies has enough to do, and will be told again.
+                let _ = tell.try_send(Landed::Full);
+            }
+        }
+    }
+}
+
+/// Fetches a segment by parallel ranges, and verifies it.
+async fn fetch_verified(
+    domain: &Domain,
+    segment: SegmentRef,
+    progress: &Progress,
+) -> Result<(Vec<Bytes>, VerifiedSegment)> {
+    let key = keys::segment(domain.name(), segment);
+    let place = || format!("storage site {}: object {key}", domain.site().url());
+    let mut last = None;
+    for _ in 0..=REFETCHES {
+        let parts = fetch_whole(domain, &key, progress).await?;
+        match verify_segment(&Parts::new(&parts), domain.id(), segment) {
+            Ok(verified) if verified.damaged.is_empty() => return Ok((parts, verified)),
+            Ok(verified) => last = Some(Ok((parts, verified))),
+            Err(e) => last = Some(Err(e.at(place()))),
+        }
+    }
+    let missing = || Err(Error::new(ErrorKind::Damaged, format!("{}: could not be read", place())));
+    let (parts, verified) = last.unwrap_or_else(missing)?;
+    for (entry, error) in &verified.damaged {
+        progress.note(format!("damaged: {}: frame of byte {}: {error}", place(), entry.offset));
+    }
+    Ok((parts, verified))
+}
+
+async fn fetch_whole(domain: &Domain, key: &str, progress: &Progress) -> Result<Vec<Bytes>> {
+    let site = domain.site();
+    let gone = || Error::new(ErrorKind::Damaged, format!("storage site {}: object {key} is missing", site.url()));
+    let first = site.get_range(key, 0..MAX_RANGE).await?.ok_or_else(gone)?;
+    progress.add_moved(first.len);
+    let mut parts = first.parts;
+    let starts = (1..first.object_len.div_ceil(MAX_RANGE)).map(|i| i * MAX_RANGE);
+    let mut rest = stream::iter(starts)
+        .map(|start| async move { site.get_range(key, start..(start + MAX_RANGE).min(first.object_len)).await })
+        .buffered(8);
+    while let Some(range) = rest.next().await {
+        let range = range?.ok_or_else(gone)?;
+        progress.add_moved(range.len);
+        parts.extend(range.parts);
+    }
+    Ok(parts)
+}

@@ -1,0 +1,175 @@
+//! The pipeline: ranges of frames in, bytes on the disks out.
+//!
+//! ```text
+//! ranges --> fetch tasks (bounded requests and bytes) --> decode threads --> slots --> disk engine --> tracker
+//! ```
+//!
+//! A range holds its share of the memory budget from before its request until it is decoded; decoded bytes are bounded
+//! by the slots. One pipeline serves a whole run: fill, apply, and the next apply.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crossbeam::channel::{Sender, bounded};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use crate::cancel::Cancel;
+use crate::datastore::DiskEngine;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::DomainId;
+
+use super::decoder::{Job, Worker};
+use super::disks::DiskSet;
+use super::source::FrameSource;
+use super::tracker::Tracker;
+use super::work::{MAX_RANGE, RangeWork};
+
+/// Unit of the byte budget's permits.
+const PERMIT_BYTES: u64 = 4096;
+/// Most requests under way at once.
+const MAX_REQUESTS: usize = 64;
+
+/// See the module.
+pub(super) struct Pipeline {
+    tracker: Arc<Tracker>,
+    jobs: Option<Sender<Job>>,
+    threads: Vec<JoinHandle<()>>,
+    budget: Arc<Semaphore>,
+    budget_permits: u32,
+    requests: Arc<Semaphore>,
+    cancel: Cancel,
+}
+
+impl Pipeline {
+    /// Starts the threads. `fetch_bytes` bounds what is fetched and not yet decoded.
+    pub(super) fn start(
+        domain: DomainId,
+        engine: &Arc<dyn DiskEngine>,
+        disks: &Arc<DiskSet>,
+        tracker: &Arc<Tracker>,
+        fetch_bytes: u64,
+        cancel: Cancel,
+    ) -> Result<Pipeline> {
+        let requests = usize::try_from(fetch_bytes / MAX_RANGE).unwrap_or(MAX_REQUESTS).clamp(2, MAX_REQUESTS);
+        let (sender, receiver) = bounded::<Job>(requests);
+        let mut threads = Vec::new();
+        let spawn = |name: String, run: Box<dyn FnOnce() + Send>| {
+            let builder = std::thread::Builder::new().name(name);
+            builder.spawn(run).map_err(|e| Error::io("start a thread", e))
+        };
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        for i in 0..cores {
+            let (engine, disks, tracker) = (Arc::clone(engine), Arc::clone(disks), Arc::clone(tracker));
+            let worker = Worker::new(domain, engine, disks, tracker, Handle::current())?;
+            let receiver = receiver.clone();
+            threads.push(spawn(format!("decode-{i}"), Box::new(move || worker.run(&receiver)))?);
+        }
+        let commits = Arc::clone(tracker);
+        threads.push(spawn("hydration-commit".into(), Box::new(move || commits.run_commits()))?);
+        let budget_permits = u32::try_from(fetch_bytes / PERMIT_BYTES).unwrap_or(u32::MAX >> 4).max(1);
+        Ok(Pipeline {
+            tracker: Arc::clone(tracker),
+            jobs: Some(sender),
+            threads,
+            budget: Arc::new(Semaphore::new(budget_permits as usize)),
+            budget_permits,
+            requests: Arc::new(Semaphore::new(requests)),
+            cancel,
+        })
+    }
+
+    /// Fetches and places all ranges that come, then waits until everything is written, synced and committed.
+    pub(super) async fn run(&self, source: Arc<FrameSource>, mut work: mpsc::Receiver<RangeWork>) -> Result<()> {
+        let mut fetches = JoinSet::new();
+        let fed = loop {
+            while let Some(done) = fetches.try_join_next() {
+                joined(done)?;
+            }
+            let next = tokio::select! {
+                next = work.recv() => next,
+                () = self.cancel.cancelled() => break self.cancel.check(),
+            };
+            let Some(range) = next else { break Ok(()) };
+            if let Err(e) = self.tracker.check() {
+                break Err(e);
+            }
+            let permits = self.permits(&range).await?;
+            let (tracker, jobs, source) = (Arc::clone(&self.tracker), self.jobs.clone(), Arc::clone(&source));
+            tracker.job_begins();
+            fetches.spawn(async move {
+                let result = fetch(&tracker, jobs.as_ref(), source, range, permits).await;
+                if let Err(e) = result {
+                    tracker.fail(e);
+                    tracker.job_ends();
+                }
+            });
+        };
+        drop(work);
+        while let Some(done) = fetches.join_next().await {
+            joined(done)?;
+        }
+        let tracker = Arc::clone(&self.tracker);
+        let flushed = tokio::task::spawn_blocking(move || tracker.flush()).await;
+        flushed.map_err(|e| Error::with_source(ErrorKind::Internal, "wait for the disks", e))??;
+        fed
+    }
+
+    /// The range's share of requests and bytes; waits for both.
+    async fn permits(&self, range: &RangeWork) -> Result<Vec<tokio::sync::OwnedSemaphorePermit>> {
+        let closed = |_| Error::new(ErrorKind::Internal, "the pipeline is closed");
+        let request = Arc::clone(&self.requests).acquire_owned().await.map_err(closed)?;
+        let units = (range.end - range.start).div_ceil(PERMIT_BYTES);
+        // A segment from the log may be larger than the whole budget; it then has the budget for itself.
+        let units = u32::try_from(units).unwrap_or(u32::MAX).min(self.budget_permits);
+        let bytes = Arc::clone(&self.budget).acquire_many_owned(units).await.map_err(closed)?;
+        Ok(vec![request, bytes])
+    }
+}
+
+fn joined(done: std::result::Result<(), tokio::task::JoinError>) -> Result<()> {
+    done.map_err(|e| Error::with_source(ErrorKind::Internal, "a fetch ended abnormally", e))
+}
+
+async fn fetch(
+    tracker: &Tracker,
+    jobs: Option<&Sender<Job>>,
+    source: Arc<FrameSource>,
+    work: RangeWork,
+    permits: Vec<tokio::sync::OwnedSemaphorePermit>,
+) -> Result<()> {
+    let quarantine = |why: &str| {
+        for planned in &work.frames {
+            planned.pieces().for_each(|p| tracker.quarantine(planned.disk, p.offset, u64::from(p.len), why));
+        }
+        tracker.job_ends();
+    };
+    match source.fetch(work.segment, work.start..work.end).await {
+        Ok(Some(parts)) => {
+            let gone = || Error::new(ErrorKind::Internal, "the decode threads are gone");
+            // The channel holds as many jobs as there are requests, so this does not block.
+            jobs.ok_or_else(gone)?.send(Job { work, parts, source, _permits: permits }).map_err(|_| gone())
+        }
+        Ok(None) => {
+            quarantine(&format!("segment {} is missing", work.segment));
+            Ok(())
+        }
+        Err(e) if e.kind() == ErrorKind::Damaged => {
+            quarantine(&format!("segment {}: {e}", work.segment));
+            Ok(())
+        }
+        Err(e) => Err(e),
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        self.jobs = None;
+        self.tracker.close();
+        for thread in self.threads.drain(..) {
+            // A panicked thread has told so itself; there is nothing to add here.
+            let _ = thread.join();
+        }
+    }
+}

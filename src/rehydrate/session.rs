@@ -1,0 +1,251 @@
+//! One run of a rehydration: what is open, and the state of the disks at this site.
+//!
+//! It owns the order of things: the lock before anything is touched, the disks before the map names them, the map before
+//! bytes change, the watermark last.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::cancel::Cancel;
+use crate::datastore::{DirLock, EngineOptions, Loaded, Slab, TwoSlot, start};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{Catalogue, DatastoreId, DiskInfo, MAX_WATERMARK_LEN, Watermark, granules};
+use crate::ids::{DiskId, SegmentRef, Time};
+use crate::log::{LogOptions, ReplicationLog};
+use crate::progress::Progress;
+use crate::store::{Domain, PointInfo};
+
+use super::disks::{DiskSet, Opened, create_dirs_durably, stamp};
+use super::pipeline::Pipeline;
+use super::reconcile::Reconciler;
+use super::request::RehydrateRequest;
+use super::state::{Found, HydrationState};
+use super::tracker::Tracker;
+
+/// Bytes of one slot.
+const SLOT_BYTES: usize = 1 << 20;
+
+/// See the module.
+pub(super) struct Session {
+    pub(super) request: RehydrateRequest,
+    pub(super) reconciler: Reconciler,
+    pub(super) log: Arc<ReplicationLog>,
+    pub(super) progress: Arc<Progress>,
+    pub(super) cancel: Cancel,
+    pub(super) started: Instant,
+    pub(super) catalogue: Catalogue,
+    /// The disks may hold other bytes than the hydration map says.
+    pub(super) in_doubt: bool,
+    pub(super) landed_segments: u64,
+    pub(super) applied_points: u64,
+    pub(super) point: Option<PointInfo>,
+    pub(super) notes: Vec<String>,
+    /// The hydration map was lost: files at the disks' places are ours, with unknown content.
+    map_lost: bool,
+    watermark: TwoSlot,
+    watermark_sequence: u64,
+    last_clean: Option<Watermark>,
+    _lock: DirLock,
+}
+
+impl Session {
+    /// Opens datastore, state, engine and log. Nothing is fetched, no disk is touched.
+    pub(super) fn open(
+        domain: Domain,
+        request: RehydrateRequest,
+        progress: Arc<Progress>,
+        cancel: Cancel,
+    ) -> Result<Session> {
+        let started = Instant::now();
+        check_directory(&request.datastore, "datastore")?;
+        check_directory(&request.log_store, "log store")?;
+        let own = request.datastore.join(domain.name().key()).join(".freshet");
+        create_dirs_durably(&own)?;
+        let lock = DirLock::take(&own)?;
+        let mut notes = Vec::new();
+        let (state, map_lost) = match HydrationState::load(&own, domain.id())? {
+            Found::Nothing(state) => (state, false),
+            Found::Map(state) => (state, false),
+            Found::Lost(state, why) => {
+                notes.push(format!("the hydration map is lost ({why}): all local blocks are hashed"));
+                (state, true)
+            }
+        };
+        let decode = |bytes: &[u8]| Watermark::decode(bytes).map(|w| (w.sequence, w));
+        let (watermark, loaded) = TwoSlot::load(&own, "watermark", MAX_WATERMARK_LEN, decode)?;
+        let old = match loaded {
+            Loaded::Found(old) if old.domain == domain.id() => Some(old),
+            _ => None,
+        };
+        // The rest of the budget is for what is fetched (half) and for plans.
+        let slots = usize::try_from(request.memory / 8).unwrap_or(SLOT_BYTES) / SLOT_BYTES;
+        let slab = Slab::new(slots.clamp(8, 64), SLOT_BYTES)?;
+        let engine = start(request.engine, slab, EngineOptions::default())?;
+        let disks = Arc::new(DiskSet::new(Arc::clone(&engine), &request.datastore, domain.name()));
+        let tracker = Tracker::new(state, Arc::clone(&engine), Arc::clone(&disks), Arc::clone(&progress));
+        let fetch_bytes = request.memory / 2;
+        let pipeline = Pipeline::start(domain.id(), &engine, &disks, &tracker, fetch_bytes, cancel.clone())?;
+        let canonical = std::fs::canonicalize(&own).map_err(|e| Error::io(format!("look at {}", own.display()), e))?;
+        let mut options = LogOptions::new(domain.id(), DatastoreId::of_path(&canonical), request.log_size);
+        options.verify_payloads = false;
+        let log = ReplicationLog::open(&engine, &request.log_store, domain.name(), &options)?;
+        notes.extend(log.recovery().notes.iter().cloned());
+        let reconciler = Reconciler {
+            domain,
+            engine,
+            disks,
+            tracker,
+            pipeline: Arc::new(pipeline),
+            progress: Arc::clone(&progress),
+            cancel: cancel.clone(),
+            plan_bytes: request.memory / 8,
+        };
+        Ok(Session {
+            in_doubt: request.check_local || map_lost,
+            request,
+            reconciler,
+            log: Arc::new(log),
+            progress,
+            cancel,
+            started,
+            catalogue: Catalogue::default(),
+            landed_segments: 0,
+            applied_points: 0,
+            point: None,
+            notes,
+            map_lost,
+            watermark,
+            watermark_sequence: old.as_ref().map_or(0, |w| w.sequence),
+            last_clean: old,
+            _lock: lock,
+        })
+    }
+
+    pub(super) fn domain(&self) -> &Domain {
+        &self.reconciler.domain
+    }
+
+    pub(super) fn tracker(&self) -> &Tracker {
+        &self.reconciler.tracker
+    }
+
+    /// A disk whose file was changed since the last clean end is in doubt.
+    fn doubt_if_changed(&mut self, disk: DiskId, path: &Path) -> Result<()> {
+        let then = self.last_clean.as_ref().and_then(|w| w.stamps.iter().find(|s| s.disk == disk)).copied();
+        if then.is_some_and(|then| stamp(disk, path).is_ok_and(|now| now != then)) {
+            self.note(format!("{} was changed by somebody else: all local blocks are hashed", path.display()));
+            self.in_doubt = true;
+        }
+        Ok(())
+    }
+
+    /// From here on disks change: there is no clean end to compare with until the next one.
+    pub(super) fn begin_changes(&mut self) -> Result<()> {
+        match self.last_clean.take() {
+            Some(old) if !old.stamps.is_empty() => self.store_watermark(old.point, old.point_time, Vec::new()),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn note(&mut self, text: String) {
+        self.progress.note(text.clone());
+        self.notes.push(text);
+    }
+
+    /// Opens the files of all selected disks of a catalogue, creates what is not there, and forgets disks that left.
+    pub(super) fn take_catalogue(&mut self, catalogue: &Catalogue, empty_is_valid: bool) -> Result<()> {
+        let selected = self.selected(catalogue)?;
+        let disks = Arc::clone(&self.reconciler.disks);
+        self.refuse_partial(catalogue, &selected)?;
+        for disk in &selected {
+            let position = disks.position(disk.id);
+            if let Some(position) = position {
+                if disks.get(position).size != disk.size {
+                    disks.resize(position, disk.size)?;
+                    self.resize_state(disk);
+                }
+                continue;
+            }
+            let known = self.map_lost || self.tracker().state().disk(disk.id).is_some();
+            let (_, opened) = disks.open(catalogue, disk, known, self.request.overwrite)?;
+            let in_map = self.tracker().state().disk(disk.id).is_some();
+            match (opened, in_map) {
+                (Opened::Created, _) => self.tracker().state().add_empty(disk.id, disk.size, empty_is_valid)?,
+                (Opened::Kept, false) => self.tracker().state().add_unknown(disk.id, disk.size)?,
+                (Opened::Kept, true) => {
+                    self.resize_state(disk);
+                    self.doubt_if_changed(disk.id, &disks.path(catalogue, disk)?)?;
+                }
+            }
+        }
+        for gone in disks.all().iter().filter(|d| catalogue.disk(d.id).is_none()) {
+            self.notes.push(format!("{} left the domain; its copy is kept at {}", gone.label, gone.path.display()));
+        }
+        self.tracker().state().retain(|id| selected.iter().any(|d| d.id == id));
+        self.catalogue = catalogue.clone();
+        Ok(())
+    }
+
+    fn resize_state(&self, disk: &DiskInfo) {
+        let mut state = self.tracker().state();
+        let Some(entry) = state.disk_mut(disk.id) else { return };
+        if entry.size != disk.size {
+            let end = granules(entry.size.min(disk.size)).unwrap_or(0);
+            // The last granule of the old size may be cut or go on with zeros: both are told by comparing maps, or by
+            // the segment that changes the size.
+            entry.valid.remove_range(end..);
+            entry.touched.remove_range(end..);
+            entry.size = disk.size;
+            entry.pristine = false;
+        }
+    }
+
+    /// The disks of the VMs that were asked for.
+    fn selected(&self, catalogue: &Catalogue) -> Result<Vec<DiskInfo>> {
+        let mut wanted = Vec::new();
+        for name in &self.request.vms {
+            let vm = catalogue.vm_named(name.as_str()).ok_or_else(|| {
+                let names: Vec<&str> = catalogue.vms.iter().map(|v| v.name.as_str()).collect();
+                let why = format!("domain {} has no VM {name}; it has: {}", self.domain().name(), names.join(", "));
+                Error::new(ErrorKind::NotFound, why)
+            })?;
+            wanted.push(vm.id);
+        }
+        let all = wanted.is_empty();
+        Ok(catalogue.disks.iter().filter(|d| all || wanted.contains(&d.vm)).cloned().collect())
+    }
+
+    /// Disks of one domain at two points must not come to be.
+    fn refuse_partial(&self, catalogue: &Catalogue, selected: &[DiskInfo]) -> Result<()> {
+        let state = self.tracker().state();
+        let is_selected = |id: DiskId| selected.iter().any(|s| s.id == id);
+        let left_out = state.disks().iter().find(|d| catalogue.disk(d.disk).is_some() && !is_selected(d.disk));
+        let Some(left_out) = left_out else { return Ok(()) };
+        let label = catalogue.disk_label(left_out.disk);
+        let why = format!("this datastore also holds {label}, which would stay at another point");
+        let advice = "name all its VMs, none, or choose another datastore";
+        Err(Error::new(ErrorKind::Refused, format!("{why}: {advice}")))
+    }
+
+    /// Makes the watermark durable. Stamps only at a clean end.
+    pub(super) fn store_watermark(
+        &mut self,
+        point: SegmentRef,
+        point_time: Time,
+        stamps: Vec<crate::format::FileStamp>,
+    ) -> Result<()> {
+        self.watermark_sequence += 1;
+        let watermark =
+            Watermark { domain: self.domain().id(), sequence: self.watermark_sequence, point, point_time, stamps };
+        self.watermark.store(&watermark.encode())
+    }
+}
+
+fn check_directory(dir: &Path, what: &str) -> Result<()> {
+    match std::fs::metadata(dir) {
+        Ok(meta) if meta.is_dir() => Ok(()),
+        Ok(_) => Err(Error::new(ErrorKind::Invalid, format!("{what} {} is not a directory", dir.display()))),
+        Err(e) => Err(Error::io(format!("{what} {}: create it first", dir.display()), e)),
+    }
+}
