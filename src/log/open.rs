@@ -189,7 +189,10 @@ fn begin(file: LogFile, superblock: LogSuperblock, options: &LogOptions) -> Resu
     if found.head.position > found.durable {
         file.rewrite(found.durable, found.head.position - found.durable)?;
     }
-    // Buys: what was accepted after the head is durable, and so is an old superblock that was never synced.
+    // The superblock may be one that reads well though its sync failed: it is not trusted to stay either. Its slot gets
+    // the same bytes, so nothing is at risk.
+    file.write_block((superblock.sequence % 2) * LOG_BLOCK, &superblock.encode())?;
+    // Buys: what was accepted after the head is durable, and so is the superblock that was found.
     file.sync()?;
     let Scan { records, first, head, epoch, .. } = found;
     let ring = Ring::new(file.ring_len(), superblock.tail, first, records, head);
