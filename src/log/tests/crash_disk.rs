@@ -62,7 +62,7 @@ impl CrashDisk {
         for disk in disks.values_mut() {
             for sector in std::mem::take(&mut disk.unsynced) {
                 let range = sector * SECTOR..(sector + 1) * SECTOR;
-                if !nothing && inner.random() % 2 == 0 {
+                if !nothing && inner.random().is_multiple_of(2) {
                     disk.durable[range.clone()].copy_from_slice(&disk.current[range]);
                 }
             }
