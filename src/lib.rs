@@ -33,3 +33,4 @@ pub mod progress;
 pub mod rehydrate;
 pub mod scan;
 pub mod store;
+pub mod verify;

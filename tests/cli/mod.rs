@@ -1,5 +1,6 @@
 //! One file for each group of cases; what they share is here.
 
+mod sites;
 mod usage;
 
 use std::path::Path;
