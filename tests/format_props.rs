@@ -154,8 +154,6 @@ fn any_ref() -> impl Strategy<Value = SegmentRef> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
-
     #[test]
     fn any_bytes_after_any_magic_are_survived(
         which in 0..magic::ALL.len(),
