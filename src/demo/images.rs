@@ -12,7 +12,7 @@ use crate::format::xxh3_64;
 use crate::ids::Name;
 
 /// Bytes of files that go into the file system.
-const TREE_BYTES: u64 = 224 << 20;
+const TREE_BYTES: u64 = 192 << 20;
 /// Size of the file system's disk.
 const SYSTEM_SIZE: u64 = 1 << 30;
 /// Size of the generated disk: not a multiple of 4 KiB.
@@ -95,6 +95,9 @@ fn build_ext4(dir: &Path, path: &Path) -> Result<bool> {
     Ok(made)
 }
 
+/// Files below this length are left out: thousands of them would cost a slow disk a minute to read.
+const LEAST_FILE: u64 = 16 << 10;
+
 /// Copies regular files below `from`, as many as fit what is `left`. Files that may not be read are left out.
 fn gather(from: &Path, to: &Path, left: &mut u64) -> Result<()> {
     std::fs::create_dir_all(to).io_context(|| format!("directory {}", to.display()))?;
@@ -107,7 +110,7 @@ fn gather(from: &Path, to: &Path, left: &mut u64) -> Result<()> {
         // One tree does not take all: each file may have a tenth of what is left.
         if kind.is_dir() {
             gather(&entry.path(), &target, left)?;
-        } else if kind.is_file() && meta.len() <= *left / 10 {
+        } else if kind.is_file() && (LEAST_FILE..=*left / 10).contains(&meta.len()) {
             *left -= std::fs::copy(entry.path(), &target).unwrap_or(0);
         }
     }

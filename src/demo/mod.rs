@@ -160,8 +160,10 @@ impl Demo {
         let disks = self.disks.iter().map(|d| DiskSource { name: d.name.clone(), path: d.path.clone() });
         let vms = vec![VmSource { name: self.vm.clone(), disks: disks.collect(), definition: None }];
         let request = ReplicateRequest::new(self.domain.clone(), Name::new("protected-site")?, vms);
+        self.progress.stage(name);
         let started = Instant::now();
-        let done = replicate(&self.site, request, Arc::clone(&self.progress), self.cancel.clone()).await?;
+        // Counts of its own: an operation's total and done are about that operation alone.
+        let done = replicate(&self.site, request, Arc::default(), self.cancel.clone()).await?;
         let bytes = if what == "read" { done.read } else { done.live };
         self.stage(name, bytes, started.elapsed().as_secs_f64(), what);
         Ok(done)
@@ -181,8 +183,9 @@ impl Demo {
             log_size: LOG_SIZE,
             ..RehydrateRequest::new(self.domain.clone(), datastore.clone(), datastore)
         };
+        self.progress.stage(name);
         let started = Instant::now();
-        let done = rehydrate(&self.site, request, Arc::clone(&self.progress), self.cancel.clone()).await?;
+        let done = rehydrate(&self.site, request, Arc::default(), self.cancel.clone()).await?;
         if let Some(d) = done.damage.first() {
             let why = format!("{} at byte {} could not be recovered: {}", d.label, d.offset, d.why);
             return Err(Error::new(ErrorKind::Damaged, why));
