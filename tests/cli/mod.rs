@@ -2,6 +2,7 @@
 
 mod sites;
 mod usage;
+mod whole;
 
 use std::path::Path;
 
