@@ -11,9 +11,12 @@
 //! |---|---|
 //! | [`capture`] | disk images into segments, map pages and manifests |
 //! | [`datastore`] | buffers, and the engine that moves them to and from local disks |
-//! | [`format`] | bytes of every object and file, no I/O |
+//! | [`mod@format`] | bytes of every object and file, no I/O |
 //! | [`inspect`] | any one object or file, explained and verified |
 //! | [`log`] | segments as they land, durable in a ring on local storage |
+//! | [`cli`], [`demo`], [`scan`], [`verify`] | what an operator runs, over the modules below |
+//! | [`map`] | where each live byte is stored at a point |
+//! | [`rehydrate`] | from the storage site onto disks, point by point |
 //! | [`store`] | objects of a storage site |
 //! | [`error`], [`ids`], [`clock`] | words that every module shares |
 
