@@ -12,7 +12,7 @@ use crate::format::xxh3_64;
 use crate::ids::Name;
 
 /// Bytes of files that go into the file system.
-const TREE_BYTES: u64 = 192 << 20;
+const TREE_BYTES: u64 = 256 << 20;
 /// Size of the file system's disk.
 const SYSTEM_SIZE: u64 = 1 << 30;
 /// Size of the generated disk: not a multiple of 4 KiB.
@@ -105,6 +105,10 @@ fn gather(from: &Path, to: &Path, left: &mut u64) -> Result<()> {
     let mut entries: Vec<_> = entries.filter_map(std::result::Result::ok).collect();
     entries.sort_by_key(std::fs::DirEntry::file_name);
     for entry in entries {
+        // Looking at every file of the machine would take longer than all the rest.
+        if *left < TREE_BYTES / 4 {
+            return Ok(());
+        }
         let (Ok(kind), Ok(meta)) = (entry.file_type(), entry.metadata()) else { continue };
         let target = to.join(entry.file_name());
         // One tree does not take all: each file may have a tenth of what is left.

@@ -140,7 +140,7 @@ impl Session {
         }
         if let Some(point) = delta.last_point {
             self.store_watermark(last, point.time, Vec::new())?;
-            self.progress.note(format!("applied point {} of {}", last.segment.get(), point.time));
+            self.progress.applied(last.segment, point.time);
             let info = PointInfo { at: last, time: point.time, fuzzy: point.flags.fuzzy, vms: point.vms };
             self.point = Some(info);
         }

@@ -68,7 +68,7 @@ impl Session {
         loop {
             if let Some((segment, point)) = seen.point.take() {
                 self.log.wait_landed(segment.segment).await?;
-                self.progress.note(format!("landed point {} of {}", segment.segment.get(), point.time));
+                self.progress.landed(segment.segment, point.time);
                 self.know(segment).await?;
                 self.apply_through(segment.segment).await?;
                 seen.full = false;

@@ -64,8 +64,9 @@ pub async fn rehydrate(
     domain.tip().await?;
     let mode = request.mode;
     let point = choose(&domain, request.target).await?;
-    let mut session = Session::open(domain, request, progress, cancel)?;
+    let mut session = Session::open(domain, request, Arc::clone(&progress), cancel)?;
     session.bring_to(&point).await?;
+    progress.applied(point.at.segment, point.time);
     if let Mode::Continuous { until } = mode {
         session.go_on(until).await?;
     }

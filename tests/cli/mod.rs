@@ -1,5 +1,6 @@
 //! One file for each group of cases; what they share is here.
 
+mod more;
 mod sites;
 mod usage;
 mod whole;

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use super::{Ran, file_url, freshet, ran, run};
 
 /// A working directory with two images of odd sizes and one of no bytes.
-struct Setup {
+pub(super) struct Setup {
     dir: tempfile::TempDir,
 }
 
 const LOG: &str = "136MiB";
 
 impl Setup {
-    fn new() -> Setup {
+    pub(super) fn new() -> Setup {
         let dir = tempfile::tempdir().unwrap();
         let pattern = |n: usize, seed: u64| -> Vec<u8> {
             (0..n as u64).map(|i| ((i ^ seed).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 57) as u8).collect()
@@ -27,15 +27,15 @@ impl Setup {
         Setup { dir }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn url(&self) -> String {
+    pub(super) fn url(&self) -> String {
         file_url(&self.path("store"))
     }
 
-    fn replicate(&self) -> Ran {
+    pub(super) fn replicate(&self) -> Ran {
         let disk = |name: &str, file: &str| format!("{name}={}", self.path(file).display());
         let mut command = freshet();
         command.args(["replicate", "--json", "--store", &self.url(), "--domain", "prod/α", "--site", "a"]);
@@ -43,14 +43,14 @@ impl Setup {
         ran(command.args(["--vm", ".hidden", "--disk", &disk("empty", "empty.img")]))
     }
 
-    fn rehydrate(&self, more: &[&str]) -> Ran {
+    pub(super) fn rehydrate(&self, more: &[&str]) -> Ran {
         let (url, ds) = (self.url(), self.path("ds"));
         let mut command = freshet();
         command.args(["rehydrate", "--json", "--store", &url, "--domain", "prod/α", "--log-size", LOG]);
         ran(command.arg("--datastore").arg(ds).args(more))
     }
 
-    fn command(&self, name: &str, more: &[&str]) -> Ran {
+    pub(super) fn command(&self, name: &str, more: &[&str]) -> Ran {
         ran(freshet().args([name, "--json", "--store", &self.url(), "--domain", "prod/α"]).args(more))
     }
 
@@ -60,7 +60,7 @@ impl Setup {
         [vm.join("%2E..raw"), vm.join("d.1.raw"), domain.join("%2Ehidden").join("empty.raw")]
     }
 
-    fn assert_same(&self) {
+    pub(super) fn assert_same(&self) {
         for (image, disk) in ["root.img", "data.img", "empty.img"].iter().zip(self.recovered()) {
             let (want, got) = (std::fs::read(self.path(image)).unwrap(), std::fs::read(&disk).unwrap());
             assert!(want == got, "{image} and {} differ", disk.display());
@@ -82,7 +82,7 @@ impl Setup {
     }
 }
 
-fn overwrite(path: &Path, at: usize, byte: u8) {
+pub(super) fn overwrite(path: &Path, at: usize, byte: u8) {
     let mut bytes = std::fs::read(path).unwrap();
     bytes[at] = byte;
     std::fs::remove_file(path).unwrap();
