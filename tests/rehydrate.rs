@@ -240,6 +240,34 @@ async fn one_vm_of_a_domain_never_leaves_another_at_a_different_point() {
     assert_eq!(world.run(unknown).await.unwrap_err().kind(), ErrorKind::NotFound);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_moment_it_goes_on_and_keeps_what_was_committed() {
+    let world = World::new(&[("web", "root"), ("web", "data")]).await;
+    world.make("web", "root", 200 * MIB + 77, &[(0, 90 * MIB), (150 * MIB, 50 * MIB + 77)]);
+    world.make("web", "data", 64 * MIB, &[(MIB, 60 * MIB)]);
+    world.replicate(0).await;
+    world.change("web", "data", 2 * MIB, 8 * MIB, 31);
+    world.replicate(NEVER).await;
+    let mut killed = 0;
+    for round in 0..8_u64 {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_freshet"));
+        let path = |sub: &str| world.dir.path().join(sub);
+        command.args(["rehydrate", "--store", world.site.url(), "--domain", world.domain.as_str()]);
+        command.arg("--datastore").arg(path("datastore")).arg("--log-store").arg(path("log"));
+        command.args(["--log-size", "160MiB"]);
+        let quiet = || std::process::Stdio::null();
+        let mut child = command.stdin(quiet()).stdout(quiet()).stderr(quiet()).spawn().unwrap();
+        tokio::time::sleep(Duration::from_millis(40 + round * 90)).await;
+        // SIGKILL; an error means that it was done already.
+        killed += usize::from(child.try_wait().unwrap().is_none() && child.kill().is_ok());
+        child.wait().unwrap();
+    }
+    assert!(killed > 0, "no run was killed before it was done: the disks are too small for this test");
+    world.rehydrate().await;
+    world.assert_disks(&world.images());
+    assert_eq!(world.rehydrate().await.written, 0);
+}
+
 fn punch(world: &World, vm: &str, disk: &str, at: u64, len: u64) {
     let file = File::options().write(true).open(world.image(vm, disk)).unwrap();
     use rustix::fs::FallocateFlags;
