@@ -12,7 +12,7 @@ use crate::format::{
     Catalogue, Digest, Extent, FrameRef, Index, Manifest, MapPage, PAGE_SPAN, PageRef, Point, xxh3_128,
 };
 use crate::ids::{DiskId, DomainId, SegmentNo, SegmentRef};
-use crate::store::{Domain, StorageSite, keys};
+use crate::store::{Domain, StorageSite, keys, reread};
 
 use super::overlay::{Change, overlay};
 
@@ -262,7 +262,7 @@ impl PointMap {
     /// [`ErrorKind::Damaged`] where the page object is missing or is not what the manifest says.
     pub async fn page(&self, site: &StorageSite, domain: &Domain, key: PageKey) -> Result<Vec<Extent>> {
         let mut extents = match self.references.get(&key) {
-            Some(reference) => read_page(site, domain, key, reference).await?,
+            Some(reference) => reread(|| read_page(site, domain, key, reference)).await?,
             None => Vec::new(),
         };
         let changes = self.changes(key);

@@ -12,7 +12,7 @@
 use futures::{StreamExt, TryStreamExt};
 
 use super::keys::{self, ObjectKey};
-use super::{Horizon, Ownership, StorageSite, owner_log, prefix};
+use super::{Horizon, Ownership, StorageSite, owner_log, prefix, reread};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Index, MAX_MANIFEST_LEN, Manifest, SEGMENT_HEADER_LEN, STATUS_LEN, SegmentHeader, Status};
 use crate::ids::{DomainId, Name, SegmentNo, SegmentRef};
@@ -208,8 +208,11 @@ impl Domain {
     pub async fn manifest(&self, at: SegmentRef) -> Result<Manifest> {
         self.must_count("manifest", at)?;
         let key = keys::manifest(&self.name, at);
-        let Some(bytes) = self.site.get(&key, MAX_MANIFEST_LEN).await? else { return Err(self.missing(&key)) };
-        Manifest::decode(&bytes, self.id, at).map_err(|e| e.at(self.place(&key)))
+        reread(|| async {
+            let Some(bytes) = self.site.get(&key, MAX_MANIFEST_LEN).await? else { return Err(self.missing(&key)) };
+            Manifest::decode(&bytes, self.id, at).map_err(|e| e.at(self.place(&key)))
+        })
+        .await
     }
 
     /// The newest accepted manifest cut at or before segment `n` that can be read; damaged ones are passed over and
@@ -232,6 +235,10 @@ impl Domain {
     /// [`ErrorKind::Damaged`] where it is damaged or missing, [`ErrorKind::Invalid`] where it does not count.
     pub async fn segment_header(&self, at: SegmentRef) -> Result<SegmentHeader> {
         self.must_count("segment", at)?;
+        reread(|| self.read_header(at)).await
+    }
+
+    async fn read_header(&self, at: SegmentRef) -> Result<SegmentHeader> {
         let key = keys::segment(&self.name, at);
         let Some(head) = self.site.get_range(&key, 0..SEGMENT_HEADER_LEN as u64).await? else {
             return Err(self.missing(&key));
@@ -255,8 +262,11 @@ impl Domain {
         let header = self.segment_header(at).await?;
         let key = keys::segment(&self.name, at);
         let range = header.index_pos..header.index_pos + u64::from(header.index_len);
-        let Some(bytes) = self.site.get_range(&key, range).await? else { return Err(self.missing(&key)) };
-        let index = Index::decode(&bytes.into_bytes(), &header).map_err(|e| e.at(self.place(&key)))?;
+        let index = reread(|| async {
+            let Some(bytes) = self.site.get_range(&key, range.clone()).await? else { return Err(self.missing(&key)) };
+            Index::decode(&bytes.into_bytes(), &header).map_err(|e| e.at(self.place(&key)))
+        });
+        let index = index.await?;
         Ok((header, index))
     }
 

@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
-use super::{Created, Effect, Horizon, Ownership, StorageSite, keys};
+use super::{Created, Effect, Horizon, Ownership, StorageSite, keys, reread};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::format::{Author, OwnerKind, OwnerRecord};
 use crate::ids::{DomainId, Name, Time, WriterId};
@@ -115,9 +115,12 @@ pub(super) async fn append(site: &StorageSite, name: &Name, horizon: &mut Horizo
 
 async fn read(site: &StorageSite, name: &Name, domain: Option<DomainId>, n: u64) -> Result<Option<OwnerRecord>> {
     let key = keys::owner(name, n);
-    let Some(bytes) = site.get(&key, MAX_LEN).await.while_doing(|| "read the ownership log")? else { return Ok(None) };
-    let place = format!("storage site {}: object {key}", site.url());
-    OwnerRecord::decode(&bytes, domain, n).map(Some).map_err(|e| e.at(place))
+    let read = || async {
+        let bytes = site.get(&key, MAX_LEN).await.while_doing(|| "read the ownership log")?;
+        let place = || format!("storage site {}: object {key}", site.url());
+        bytes.map(|bytes| OwnerRecord::decode(&bytes, domain, n).map_err(|e| e.at(place()))).transpose()
+    };
+    reread(read).await
 }
 
 fn check_domain(site: &StorageSite, ownership: &Ownership, record: &OwnerRecord) -> Result<()> {
