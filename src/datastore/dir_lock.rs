@@ -7,8 +7,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::FlockOperation;
 
+use super::take_lock;
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
 
 /// Held as long as this lives.
@@ -26,7 +27,7 @@ impl DirLock {
         let path = dir.join("lock");
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = open.io_context(|| format!("open {}", path.display()))?;
-        if let Err(e) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        if let Err(e) = take_lock(&file, FlockOperation::NonBlockingLockExclusive) {
             if e != rustix::io::Errno::WOULDBLOCK {
                 return Err(Error::io(format!("lock {}", path.display()), e.into()));
             }

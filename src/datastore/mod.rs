@@ -15,6 +15,7 @@ mod dir_lock;
 mod engine;
 mod faults;
 mod file;
+mod file_lock;
 mod gate;
 mod job;
 mod probe;
@@ -35,5 +36,6 @@ pub use engine::{
     Request, start,
 };
 pub use faults::{Call, Faults, Verdict};
+pub(crate) use file_lock::take_lock;
 pub use slab::{DEFAULT_SLOT_BYTES, SLOT_ALIGN, Slab, Slot};
 pub use two_slot::{Loaded, TwoSlot};

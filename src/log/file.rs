@@ -43,7 +43,7 @@ impl Locked {
             let text = format!("replication log {} is in use by another freshet: stop that one first", path.display());
             Error::new(ErrorKind::Refused, text)
         };
-        match rustix::fs::flock(&file, operation) {
+        match crate::datastore::take_lock(&file, operation) {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(in_use()),
             done => done.io_context(|| format!("lock replication log {}", path.display()))?,
         }
