@@ -16,7 +16,7 @@ use freshet::capture::{DiskSource, ReplicateReport, ReplicateRequest, VmSource, 
 use freshet::error::{ErrorKind, Result};
 use freshet::ids::Name;
 use freshet::progress::Progress;
-use freshet::store::{StorageSite, StoreOptions};
+use freshet::store::{StorageSite, StoreOptions, keys};
 
 const MIB: u64 = 1 << 20;
 const GRID: u64 = 256 << 10;
@@ -142,6 +142,21 @@ async fn a_second_run_ships_nothing_and_a_change_ships_its_blocks() {
     assert_eq!((changed.frames, changed.shipped, changed.zeroed), (3, GRID + 4096 + 100, MIB), "{changed:?}");
     assert_eq!(changed.live, first.live + 4096 - MIB);
     place.assert_equal(&[("a/root", &path)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_last_segment_whose_header_is_damaged_is_told_and_gone_on_from() {
+    let place = Place::new().await;
+    let path = place.image("disk", 4 * MIB, &[(0, 4 * MIB)]);
+    let first = place.replicate(vec![vm("a", &[("root", &path)])]).await.unwrap();
+    assert_eq!(first.manifest, Some(first.point), "the map does not hang on the segment's index");
+    let segment = keys::segment(&name("dom/ain ☃"), first.point);
+    let object = place.dir.path().join("site").join(&segment);
+    write(&object, 40, &[0xff; 8]);
+    write(&path, MIB, b"changed");
+    let second = place.replicate(vec![vm("a", &[("root", &path)])]).await.unwrap();
+    assert!(second.notes.iter().any(|note| note.contains(&segment)), "{:?}", second.notes);
+    assert_eq!(second.frames, 1, "{second:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -55,8 +55,8 @@ pub async fn replicate(
     progress.stage("taking ownership");
     let take_ownership = request.take_ownership.then_some(BaseChoice::NewestPoint);
     let options = StartOptions { take_ownership, ..StartOptions::default() };
-    let mut writer = DomainWriter::start(site, &request.domain, &request.site, options).await?;
-    let outcome = owned(&mut writer, &request, images, progress, Halt::new(cancel), started).await;
+    let writer = DomainWriter::start(site, &request.domain, &request.site, options).await?;
+    let outcome = owned(&writer, &request, images, progress, Halt::new(cancel), started).await;
     // The next writer need not wait for this one to be thought dead; what was reported is durable without it.
     let finished = writer.finish().await;
     let mut report = outcome?;
@@ -68,7 +68,7 @@ pub async fn replicate(
 
 /// All that is done as the owner.
 async fn owned(
-    writer: &mut DomainWriter,
+    writer: &DomainWriter,
     request: &Arc<ReplicateRequest>,
     mut images: Images,
     progress: Arc<Progress>,
@@ -101,6 +101,7 @@ async fn owned(
         }
     });
     let transfer = prepared.await?;
+    report.notes.extend_from_slice(writer.warnings());
     report.engine = engine_words(&transfer);
     report.seconds.prepare = started.elapsed().as_secs_f64();
 
@@ -139,7 +140,7 @@ async fn owned(
 /// The point is reported whatever becomes of its manifest: it is accepted, and the next run writes one. Only a writer
 /// that is fenced must not go on.
 async fn write_checkpoint(
-    writer: &mut DomainWriter,
+    writer: &DomainWriter,
     map: &PointMap,
     halt: &Halt,
     report: &mut ReplicateReport,

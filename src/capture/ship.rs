@@ -107,7 +107,7 @@ async fn advance(
 
 /// Has everything accepted that comes to be there, until `prefix` is closed; returns what was accepted.
 pub(crate) async fn accept_all(
-    writer: &mut DomainWriter,
+    writer: &DomainWriter,
     mut prefix: watch::Receiver<Prefix>,
     progress: &Progress,
 ) -> Result<Prefix> {

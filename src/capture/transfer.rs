@@ -124,7 +124,7 @@ impl Transfer {
     /// The first error of any stage.
     pub(crate) async fn run(
         self,
-        writer: &mut DomainWriter,
+        writer: &DomainWriter,
         map: &RwLock<PointMap>,
         mut images: Images,
         point: impl FnOnce(bool) -> Point,

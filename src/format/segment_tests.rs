@@ -48,6 +48,26 @@ fn what_is_sealed_opens_again_with_the_same_content() {
 }
 
 #[test]
+fn a_builder_takes_over_what_another_holds() {
+    let mut encoder = FrameEncoder::new(1).unwrap();
+    let other_disk = IndexDisk { id: DiskId::from_bytes([4; 16]), ..disk() };
+    let (mut one, mut two) = (SegmentBuilder::new(Vec::new()), SegmentBuilder::new(Vec::new()));
+    one.push_data(&disk(), 0, &[1; 5000], None, &mut encoder).unwrap();
+    two.push_data(&other_disk, 0, &[2; 6000], None, &mut encoder).unwrap();
+    two.push_data(&disk(), 8192, &[3; 7000], None, &mut encoder).unwrap();
+    two.push_zeros(&other_disk, 1 << 20, 4096);
+    one.absorb(&two);
+    assert_eq!(one.raw_bytes(), 18_000);
+    let sealed = one.seal(seal()).unwrap();
+    let segment = Segment::open(&sealed.bytes, seal().domain, seal().id).unwrap();
+    assert!(segment.damaged_frames().is_empty());
+    let found = |e: &IndexEntry| (segment.index.disks[e.disk as usize].id, e.offset, e.len, e.frame.is_some());
+    let found: Vec<_> = segment.index.entries.iter().map(found).collect();
+    let (a, b) = (disk().id, other_disk.id);
+    assert_eq!(found, [(a, 0, 5000, true), (a, 8192, 7000, true), (b, 0, 6000, true), (b, 1 << 20, 4096, false)]);
+}
+
+#[test]
 fn every_flipped_byte_is_noticed_by_opening_or_by_its_frame() {
     let sealed = built();
     for at in 0..sealed.bytes.len() {
