@@ -11,6 +11,7 @@ use crate::error::ErrorKind;
 
 on_every_engine!(
     a_failed_sync_poisons_the_file_until_it_is_opened_again,
+    a_sync_beside_a_failing_one_does_not_succeed,
     a_failed_write_does_not_poison,
     short_transfers_are_continued,
     a_write_without_progress_is_an_error,
@@ -97,6 +98,39 @@ fn a_failed_sync_poisons_the_file_until_it_is_opened_again(variant: Variant) {
     let again = rig.engine.open(&rig.path("disk"), Access::Write).unwrap();
     rig.engine.write_all_blocking(again, 0, &pattern(2, 5000)).unwrap();
     rig.engine.sync_blocking(again).unwrap();
+}
+
+/// Fails the first sync, late enough for a second one to overtake it if it can.
+#[derive(Debug, Default)]
+struct SlowFailure(AtomicUsize);
+
+impl Faults for SlowFailure {
+    fn judge(&self, _: &Path, call: Call) -> Verdict {
+        if call != Call::Sync || self.0.fetch_add(1, Ordering::SeqCst) > 0 {
+            return Verdict::Pass;
+        }
+        // Ends at once when another sync is let in, which is the failure; else it costs the test this long.
+        for _ in 0..50 {
+            if self.0.load(Ordering::SeqCst) > 1 {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        failure(libc::EIO)
+    }
+}
+
+fn a_sync_beside_a_failing_one_does_not_succeed(variant: Variant) {
+    let faults = Arc::new(SlowFailure::default());
+    let rig = Rig::with(variant, |options| options.faults = Some(faults.clone()));
+    let file = rig.file("disk", b"");
+    let both = std::thread::scope(|scope| {
+        let sync = || rig.engine.sync_blocking(file).is_err();
+        let threads = [scope.spawn(sync), scope.spawn(sync)];
+        threads.map(|thread| thread.join().unwrap())
+    });
+    assert_eq!(both, [true, true], "a sync overtook the failing one and called it success");
+    assert_eq!(faults.0.load(Ordering::SeqCst), 1, "only the failing one reached the disk");
 }
 
 fn a_failed_write_does_not_poison(variant: Variant) {
