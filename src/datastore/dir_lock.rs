@@ -3,19 +3,19 @@
 //! The lock is the kernel's (flock), so it ends with the process however that ends. The file tells who holds it, for
 //! the message that a second process shows.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
 use rustix::fs::FlockOperation;
 
-use super::take_lock;
+use super::{FileLock, take_lock};
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
 
 /// Held as long as this lives.
 #[derive(Debug)]
 pub struct DirLock {
-    _file: File,
+    _lock: FileLock,
 }
 
 impl DirLock {
@@ -26,20 +26,22 @@ impl DirLock {
     pub fn take(dir: &Path) -> Result<DirLock> {
         let path = dir.join("lock");
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let mut file = open.io_context(|| format!("open {}", path.display()))?;
-        if let Err(e) = take_lock(&file, FlockOperation::NonBlockingLockExclusive) {
-            if e != rustix::io::Errno::WOULDBLOCK {
-                return Err(Error::io(format!("lock {}", path.display()), e.into()));
+        let file = open.io_context(|| format!("open {}", path.display()))?;
+        let lock = match take_lock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(lock) => lock,
+            Err((rustix::io::Errno::WOULDBLOCK, file)) => {
+                let mut holder = String::new();
+                let _ = file.take(100).read_to_string(&mut holder);
+                let why = format!("{} is in use by another freshet ({})", dir.display(), holder.trim());
+                return Err(Error::new(ErrorKind::Refused, why));
             }
-            let mut holder = String::new();
-            let _ = (&mut file).take(100).read_to_string(&mut holder);
-            let why = format!("{} is in use by another freshet ({})", dir.display(), holder.trim());
-            return Err(Error::new(ErrorKind::Refused, why));
-        }
+            Err((e, _)) => return Err(Error::io(format!("lock {}", path.display()), e.into())),
+        };
+        let mut file = lock.file();
         file.set_len(0).and_then(|()| file.rewind()).io_context(|| format!("write {}", path.display()))?;
         // Only for the message of a second process; the lock does not depend on it.
         let _ = writeln!(file, "process {}", std::process::id());
-        Ok(DirLock { _file: file })
+        Ok(DirLock { _lock: lock })
     }
 }
 

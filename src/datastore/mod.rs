@@ -36,6 +36,6 @@ pub use engine::{
     Request, start,
 };
 pub use faults::{Call, Faults, Verdict};
-pub(crate) use file_lock::take_lock;
+pub(crate) use file_lock::{FileLock, take_lock};
 pub use slab::{DEFAULT_SLOT_BYTES, SLOT_ALIGN, Slab, Slot};
 pub use two_slot::{Loaded, TwoSlot};

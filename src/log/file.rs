@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use rustix::fs::FlockOperation;
 
-use crate::datastore::{Access, DiskEngine, FileId, Op, SLOT_WAIT, Slot};
+use crate::datastore::{Access, DiskEngine, FileId, FileLock, Op, SLOT_WAIT, Slot, take_lock};
 use crate::error::{Error, ErrorKind, IoResultExt, Result, ResultExt};
 use crate::format::{LOG_BLOCK, LOG_RING_START};
 
@@ -21,7 +21,7 @@ pub(super) const BLOCK: usize = LOG_BLOCK as usize;
 /// The exclusive lock on a log's file: two processes cannot use it. It follows the file through a rename.
 #[derive(Debug)]
 pub(super) struct Locked {
-    file: File,
+    lock: FileLock,
 }
 
 impl Locked {
@@ -43,26 +43,27 @@ impl Locked {
             let text = format!("replication log {} is in use by another freshet: stop that one first", path.display());
             Error::new(ErrorKind::Refused, text)
         };
-        match crate::datastore::take_lock(&file, operation) {
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(in_use()),
-            done => done.io_context(|| format!("lock replication log {}", path.display()))?,
-        }
+        let lock = match take_lock(file, operation) {
+            Ok(lock) => lock,
+            Err((rustix::io::Errno::WOULDBLOCK, _)) => return Err(in_use()),
+            Err((e, _)) => return Err(Error::io(format!("lock replication log {}", path.display()), e.into())),
+        };
         // Between open and lock the name may have been given to another file; then the lock protects nothing.
-        let ours = file.metadata().io_context(|| format!("stat {}", path.display()))?;
+        let ours = lock.file().metadata().io_context(|| format!("stat {}", path.display()))?;
         match std::fs::metadata(path) {
-            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => Ok(Some(Locked { file })),
+            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => Ok(Some(Locked { lock })),
             _ => Err(in_use()),
         }
     }
 
     /// Throws away whatever an interrupted creation left in the file.
     pub(super) fn clear(&self) -> Result<()> {
-        self.file.set_len(0).io_context(|| "clear what an interrupted creation of a replication log left")
+        self.lock.file().set_len(0).io_context(|| "clear what an interrupted creation of a replication log left")
     }
 
     /// Bytes of the file.
     pub(super) fn len(&self) -> Result<u64> {
-        Ok(self.file.metadata().io_context(|| "stat the replication log")?.len())
+        Ok(self.lock.file().metadata().io_context(|| "stat the replication log")?.len())
     }
 }
 
