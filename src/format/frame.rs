@@ -242,15 +242,16 @@ impl FrameEncoder {
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, why));
         }
         let at = out.len();
-        out.resize(at + zstd::zstd_safe::compress_bound(raw.len()), 0);
-        let written = self.zstd.compress_to_buffer(raw, &mut out[at..])?;
+        // Reserved and not filled: zeros that are overwritten at once cost as much as a checksum. Behind a cursor zstd
+        // writes into the spare room of the vector, and the vector then ends where the payload does.
+        out.reserve(zstd::zstd_safe::compress_bound(raw.len()));
+        let mut end = std::io::Cursor::new(&mut *out);
+        end.set_position(at as u64);
+        let written = self.zstd.compress_to_buffer(raw, &mut end)?;
         let codec = if written < raw.len() { Codec::Zstd } else { Codec::Plain };
-        match codec {
-            Codec::Zstd => out.truncate(at + written),
-            Codec::Plain => {
-                out.truncate(at);
-                out.extend_from_slice(raw);
-            }
+        if codec == Codec::Plain {
+            out.truncate(at);
+            out.extend_from_slice(raw);
         }
         let payload = &out[at..];
         Ok(FrameBody {
@@ -295,6 +296,30 @@ mod tests {
             FrameDecoder::new().unwrap().decode_into(&verified, &mut out).unwrap();
             assert_eq!(out, raw);
         }
+    }
+
+    #[test]
+    fn payloads_follow_what_is_there_and_need_no_more_memory_than_their_bound() {
+        let mut encoder = FrameEncoder::new(1).unwrap();
+        let noise: Vec<u8> = (0..9000_u64).flat_map(|i| xxh3_64(&i.to_le_bytes()).to_le_bytes()).collect();
+        let raws = [vec![7; 5000], noise, vec![9; 1], b"some words, some words, some words".repeat(100)];
+        let bound: usize = raws.iter().map(|raw| zstd::zstd_safe::compress_bound(raw.len())).sum();
+        let mut out = Vec::with_capacity(3 + bound);
+        out.extend_from_slice(b"abc");
+        let before = out.as_ptr();
+        let mut at = out.len();
+        for raw in &raws {
+            let body = encoder.encode(raw, None, &mut out).unwrap();
+            assert_eq!(out.len(), at + body.stored_len as usize);
+            let mut stored = FrameHeader::new(&id(), &body).encode().to_vec();
+            stored.extend_from_slice(&out[at..]);
+            let mut back = vec![0; raw.len()];
+            let verified = VerifiedFrame::open(&stored, &id(), &body).unwrap();
+            FrameDecoder::new().unwrap().decode_into(&verified, &mut back).unwrap();
+            assert!(back == *raw);
+            at = out.len();
+        }
+        assert_eq!((&out[..3], out.as_ptr()), (&b"abc"[..], before), "moved, though there was room");
     }
 
     #[test]
