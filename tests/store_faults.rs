@@ -104,9 +104,14 @@ async fn a_lost_answer_of_a_create_is_settled_by_reading() {
     assert_eq!(s3.site.create("d/1", vec![pattern(100)]).await.unwrap(), Created::Exists);
     s3.faults(lose_first());
     assert_eq!(s3.site.create_settled("d/2", vec![pattern(100)]).await.unwrap(), Settled::Ours);
+    // A byte of what is read to settle it changes on the way.
+    let flip_first = Rule::new(Fault::Flip).when(When::First(1)).verb(Verb::Get);
+    s3.faults(lose_first().into_iter().chain([flip_first]));
+    assert_eq!(s3.site.create_settled("d/3", vec![pattern(100)]).await.unwrap(), Settled::Ours);
+    assert_eq!(s3.server.counters().total_faults(), 2);
     s3.faults(lose_first());
     s3.site.put_status("d/status", pattern(100)).await.unwrap();
-    assert_eq!(s3.site.counters().retries, 3);
+    assert_eq!(s3.site.counters().retries, 4);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

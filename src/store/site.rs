@@ -18,6 +18,8 @@ use crate::ids::Time;
 
 /// Bytes at either end of an object that [`StorageSite::create_settled`] compares.
 const SETTLE_BYTES: u64 = 4096;
+/// Reads of one end of an object that has other bytes, before they are believed.
+const SETTLE_READS: usize = 3;
 
 /// An object store or directory, opened by URL. Clones share connections, buffers and counts.
 #[derive(Clone)]
@@ -110,16 +112,31 @@ impl StorageSite {
             return Ok(Settled::New);
         }
         let len: u64 = parts.iter().map(|p| p.len() as u64).sum();
-        for range in [0..len.min(SETTLE_BYTES), len.saturating_sub(SETTLE_BYTES)..len] {
-            let Some(fetched) = self.get_range(key, range.clone()).await? else {
-                let why = "was there a moment ago and is gone; nothing may delete it, look for what does";
-                return Err(Error::new(ErrorKind::Damaged, format!("storage site {}: object {key} {why}", self.url())));
-            };
-            if fetched.object_len != len || fetched.into_bytes() != slice_parts(&parts, range) {
+        let ends = [0..len.min(SETTLE_BYTES), len.saturating_sub(SETTLE_BYTES)..len];
+        for range in ends {
+            if !self.holds(key, range, len, &parts).await? {
                 return Ok(Settled::Theirs);
             }
         }
         Ok(Settled::Ours)
+    }
+
+    /// Whether an object has `len` bytes and, in `range`, those of `parts`. What differs is read again, since a byte may
+    /// have changed on the way: a writer that took its own object for another's would stop for ever.
+    async fn holds(&self, key: &str, range: Range<u64>, len: u64, parts: &[Bytes]) -> Result<bool> {
+        for _ in 0..SETTLE_READS {
+            let Some(fetched) = self.get_range(key, range.clone()).await? else {
+                let why = "was there a moment ago and is gone; nothing may delete it, look for what does";
+                return Err(Error::new(ErrorKind::Damaged, format!("storage site {}: object {key} {why}", self.url())));
+            };
+            if fetched.object_len != len {
+                return Ok(false);
+            }
+            if fetched.into_bytes() == slice_parts(parts, range.clone()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Writes an object whether or not one is there. Only for a domain's `status`, which nothing trusts.
