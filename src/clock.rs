@@ -5,7 +5,7 @@
 use crate::ids::Time;
 
 /// Where a component takes wall time from.
-pub trait Clock: Send + Sync {
+pub trait Clock: std::fmt::Debug + Send + Sync {
     /// Wall time now.
     fn now(&self) -> Time;
 }

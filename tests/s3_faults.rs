@@ -44,3 +44,22 @@ async fn disks_come_back_through_s3_while_every_tenth_request_fails() {
     world.assert_disks(&world.images());
     assert!(server.counters().total_faults() > 10, "too few faults to mean anything");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_whose_clock_steps_back_is_written_and_read_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = S3Server::start(&dir.path().join("s3"), Options::default()).unwrap();
+    let options = StoreOptions::from_vars(server.env());
+    let world = World::at(dir, &server.url("site"), &options, &[("web", "root")]).await;
+    world.make("web", "root", 8 * MIB, &[(0, MIB)]);
+    let mut last = None;
+    for (i, skew) in [7200, 0, -7200].into_iter().enumerate() {
+        server.faults().set_clock_skew(skew);
+        world.change("web", "root", i as u64 * MIB, 300_000, 80 + i as u64);
+        let point = world.replicate(NEVER).await.point;
+        assert!(last.is_none_or(|last| point > last), "{point}");
+        assert_eq!(world.rehydrate().await.point, point);
+        world.assert_disks(&world.images());
+        last = Some(point);
+    }
+}

@@ -19,7 +19,7 @@ use super::roster::{Roster, roster};
 use super::transfer;
 use super::worker::Tally;
 use crate::cancel::Cancel;
-use crate::clock::{Clock, SystemClock, next_point_time};
+use crate::clock::next_point_time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Point, PointFlags};
 use crate::ids::{DomainId, SegmentRef, Time};
@@ -86,7 +86,7 @@ async fn owned(
         tip: map.at(),
         digest: map.index_digest(),
     };
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let clock = Arc::clone(&request.clock);
     let chain = Chain::new(end, roster.changed.then(|| roster.catalogue.clone()), Arc::clone(&clock));
     let disks = roster.members.iter().map(|m| m.disk).collect();
     let mut report = describe(end.domain, &roster, &images);

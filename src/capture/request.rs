@@ -3,7 +3,9 @@
 //! Plain data with one validation step; no I/O.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use crate::clock::{Clock, SystemClock};
 use crate::datastore::EngineKind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VmShape;
@@ -79,6 +81,8 @@ pub struct ReplicateRequest {
     pub segment_bytes: u64,
     /// Disk engine.
     pub engine: EngineKind,
+    /// Where the times of points come from. It may jump: points stay in order.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl ReplicateRequest {
@@ -97,6 +101,7 @@ impl ReplicateRequest {
             manifest_every: DEFAULT_MANIFEST_EVERY,
             segment_bytes: DEFAULT_SEGMENT_BYTES,
             engine: EngineKind::Auto,
+            clock: Arc::new(SystemClock),
         }
     }
 

@@ -106,18 +106,28 @@ impl Rehydrate {
 
 fn report(done: &RehydrateReport, continuous: bool) -> Result<Report> {
     let lost: u64 = done.damage.iter().map(|d| d.len).sum();
-    let why = format!("{} damaged ranges, {} of the disks", done.damage.len(), bytes(lost));
+    let mut why = Vec::new();
+    if !done.damage.is_empty() {
+        why.push(format!("{} damaged ranges, {} of the disks", done.damage.len(), bytes(lost)));
+    }
+    if done.between_points {
+        why.push(format!("the disks equal no point, they are past point {}: run it again", done.point.segment));
+    }
+    if let Some(first) = done.passed_over.first() {
+        why.push(format!("{} objects that may hold a newer point cannot be read: {first}", done.passed_over.len()));
+    }
     let mut json = json(done);
     if continuous {
         json["event"] = "end".into();
     }
-    Ok(Report::new(&json, text(done))?.incomplete((!done.damage.is_empty()).then_some(why)))
+    Ok(Report::new(&json, text(done))?.incomplete((!why.is_empty()).then(|| why.join("; "))))
 }
 
 fn json(done: &RehydrateReport) -> Value {
     let disk = |d: &crate::rehydrate::RehydratedDisk| json!({ "disk": d.label, "path": d.path, "size": d.size });
     json!({
         "point": done.point.segment.get(),
+        "between_points": done.between_points,
         "generation": done.point.generation.get(),
         "point_time": done.point_time.to_string(),
         "fuzzy": done.fuzzy,
@@ -132,6 +142,7 @@ fn json(done: &RehydrateReport) -> Value {
         "plan_seconds": done.plan_seconds,
         "damage": done.damage.iter().map(damage_json).collect::<Vec<_>>(),
         "engine": done.engine,
+        "passed_over": done.passed_over,
         "notes": done.notes,
     })
 }
@@ -142,7 +153,8 @@ fn damage_json(d: &Damage) -> Value {
 
 fn text(done: &RehydrateReport) -> String {
     let fuzzy = if done.fuzzy { " (fuzzy: a disk was open for writing)" } else { "" };
-    let mut out = format!("point {} of {}{fuzzy}\n", done.point.segment, done.point_time);
+    let past = if done.between_points { "past " } else { "" };
+    let mut out = format!("{past}point {} of {}{fuzzy}\n", done.point.segment, done.point_time);
     for disk in &done.disks {
         out += &format!("  {}  {}  {}\n", disk.label, bytes(disk.size), disk.path.display());
     }

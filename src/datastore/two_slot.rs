@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
-use crate::format::DecodeResult;
+use crate::format::{DecodeError, DecodeResult};
 
 /// The two files of one document.
 #[derive(Debug)]
@@ -34,6 +34,10 @@ pub enum Loaded<T> {
 
 impl TwoSlot {
     /// Reads both files, `<stem>.0` and `<stem>.1` in `dir`; `decode` gives the version's sequence and its content.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where a newer program wrote one of them: nothing of it may be overwritten by an older
+    /// one, which would take it for lost.
     pub fn load<T>(
         dir: &Path,
         stem: &str,
@@ -51,6 +55,7 @@ impl TwoSlot {
                         next = 1 - i;
                     }
                 }
+                Err(e @ DecodeError::Version { .. }) => return Err(e.at(path.display())),
                 Err(e) => problems.push(format!("{}: {e}", path.display())),
             }
         }
@@ -111,7 +116,6 @@ fn read_bounded(path: &Path, max_len: u64) -> Result<Option<Vec<u8>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::DecodeError;
 
     fn decode(bytes: &[u8]) -> DecodeResult<(u64, u8)> {
         match bytes {
@@ -138,6 +142,21 @@ mod tests {
             assert!(matches!(load(other).1, Loaded::Found(v) if v == 100 + sequence));
             std::fs::write(&torn.paths[torn.next], kept).unwrap();
         }
+    }
+
+    #[test]
+    fn what_a_newer_program_wrote_is_not_taken_for_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut slot, _) = load(dir.path());
+        slot.store(&[1, 101, 1 ^ 101]).unwrap();
+        std::fs::write(dir.path().join("doc.1"), b"newer").unwrap();
+        let newer = |bytes: &[u8]| match bytes {
+            b"newer" => Err(DecodeError::Version { what: "test", found: 2, known: 1 }),
+            _ => decode(bytes),
+        };
+        let error = TwoSlot::load(dir.path(), "doc", 100, newer).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert!(error.to_string().contains("doc.1") && error.to_string().contains("newer freshet"), "{error}");
     }
 
     #[test]

@@ -143,6 +143,8 @@ impl Session {
             self.progress.applied(last.segment, point.time);
             let info = PointInfo { at: last, time: point.time, fuzzy: point.flags.fuzzy, vms: point.vms };
             self.point = Some(info);
+            // Whatever could not be read when an earlier point was chosen, this one is newer.
+            self.passed_over.clear();
         }
         self.applied_points += delta.points;
         // Only what the log still holds can be given up; a batch may have come from the storage site.

@@ -4,6 +4,7 @@
 //! length, as holes. A file that this domain's rehydration did not make is never written, unless it is to be overwritten,
 //! and then it is replaced by a new one.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -124,6 +125,18 @@ impl DiskSet {
         let mut disks = self.disks.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         disks[position as usize] = Arc::new(TargetDisk { size, ..(*old).clone() });
         Ok(())
+    }
+
+    /// Why disks are written through the page cache, each reason once, with the disks.
+    pub(super) fn why_not_direct(&self) -> Result<Vec<String>> {
+        let mut reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for disk in self.all() {
+            if let Some(why) = self.engine.file_info(disk.file)?.not_direct {
+                reasons.entry(why).or_default().push(disk.label.clone());
+            }
+        }
+        let say = |(why, disks): (String, Vec<String>)| format!("{why}: {} through the page cache", disks.join(", "));
+        Ok(reasons.into_iter().map(say).collect())
     }
 
     /// What the files look like now.

@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::Point;
 use crate::ids::{SegmentNo, SegmentRef};
 
-use super::landing::{End, Landed, Lander};
+use super::landing::{End, Goal, Landed, Lander, SharedView};
 use super::session::Session;
 
 /// Messages from landing that may wait.
@@ -29,30 +29,39 @@ struct Seen {
 }
 
 impl Session {
-    /// Lands and applies what comes after what is applied, up to point `until`, or all that ever comes.
-    pub(super) async fn follow(&mut self, until: Option<SegmentNo>) -> Result<End> {
+    /// Lands and applies what comes after what is applied, as far as `goal` says.
+    pub(super) async fn follow(&mut self, goal: Goal) -> Result<End> {
         let applied = self.tracker().state().applied();
         let mut at = self.align_log(applied).await?;
-        if let Some(until) = until.filter(|until| at.segment > *until) {
-            at = self.domain().locate(until).unwrap_or(at);
-        }
         let mut seen = Seen { appended: applied, ..Seen::default() };
+        let mut reached = goal.is_reached(applied.segment, false);
         for n in applied.segment.get() + 1..=at.segment.get() {
+            if reached {
+                break;
+            }
             let Some(segment) = self.domain().locate(SegmentNo::new(n)) else { break };
             let point = self.landed_index(segment).await?.point;
+            reached = goal.is_reached(segment.segment, point.is_some());
             seen.take(Landed::Appended { segment, point });
+            at = segment;
+        }
+        let view = SharedView::new(self.domain());
+        let (tell, mut told) = mpsc::channel(MESSAGES);
+        if reached {
+            drop(tell);
+            return self.apply_as_it_lands(seen, &mut told, &view).await;
         }
         let lander = Lander {
             domain: self.domain().clone(),
+            view: view.clone(),
             log: Arc::clone(&self.log),
             progress: Arc::clone(&self.progress),
             cancel: self.cancel.clone(),
         };
-        let (tell, mut told) = mpsc::channel(MESSAGES);
-        let landing = tokio::spawn(lander.run(at, until, tell));
-        let applied = self.apply_as_it_lands(seen, &mut told).await;
+        let landing = tokio::spawn(lander.run(at, goal, tell));
+        let applied = self.apply_as_it_lands(seen, &mut told, &view).await;
         drop(told);
-        if applied.is_err() {
+        if !matches!(applied, Ok(End::Done)) {
             landing.abort();
         }
         let landed = match landing.await {
@@ -60,28 +69,40 @@ impl Session {
             Err(e) if e.is_cancelled() => Ok(End::Done),
             Err(e) => Err(Error::with_source(ErrorKind::Internal, "landing ended abnormally", e)),
         };
-        applied?;
-        landed
+        match (applied?, landed) {
+            (End::Rewound, _) => Ok(End::Rewound),
+            (End::Done, landed) => landed,
+        }
     }
 
-    async fn apply_as_it_lands(&mut self, mut seen: Seen, told: &mut mpsc::Receiver<Landed>) -> Result<()> {
+    /// Applies until landing ends, or until what it landed does not count any more.
+    async fn apply_as_it_lands(
+        &mut self,
+        mut seen: Seen,
+        told: &mut mpsc::Receiver<Landed>,
+        view: &SharedView,
+    ) -> Result<End> {
         loop {
-            if let Some((segment, point)) = seen.point.take() {
-                self.log.wait_landed(segment.segment).await?;
-                self.progress.landed(segment.segment, point.time);
-                self.know(segment).await?;
-                self.apply_through(segment.segment).await?;
-                seen.full = false;
-            } else if seen.full && seen.appended.segment > self.tracker().state().applied().segment {
-                self.log.wait_landed(seen.appended.segment).await?;
-                self.know(seen.appended).await?;
-                self.apply_through(seen.appended.segment).await?;
+            let point = seen.point.take();
+            let (to, is_due) = match &point {
+                Some((segment, _)) => (*segment, true),
+                None => (seen.appended, seen.full),
+            };
+            if is_due && to.segment > self.tracker().state().applied().segment {
+                self.log.wait_landed(to.segment).await?;
+                if !self.know(to, view) {
+                    return Ok(End::Rewound);
+                }
+                if let Some((segment, point)) = point {
+                    self.progress.landed(segment.segment, point.time);
+                }
+                self.apply_through(to.segment).await?;
                 seen.full = false;
             }
             if seen.point.is_none() && !seen.full {
                 match told.recv().await {
                     Some(message) => self.hear(&mut seen, message),
-                    None => return Ok(()),
+                    None => return Ok(End::Done),
                 }
             }
             while let Ok(message) = told.try_recv() {
@@ -96,12 +117,14 @@ impl Session {
         seen.take(message);
     }
 
-    /// The lander's view of the domain moved on; this one follows.
-    async fn know(&mut self, segment: SegmentRef) -> Result<()> {
-        if self.domain().locate(segment.segment).is_none() {
-            self.reconciler.domain.tip().await?;
+    /// Takes over the lander's view of the domain where `segment` is beyond ours. Whether the segment counts: not so where
+    /// a take-over cut it off since it landed. Looking by ourselves would not do: what the lander accepted counts also
+    /// while a later claim has not settled its base, and then nobody who looks anew can accept it.
+    fn know(&mut self, segment: SegmentRef, view: &SharedView) -> bool {
+        if !self.domain().accepts(segment) {
+            self.reconciler.domain = view.get();
         }
-        Ok(())
+        self.domain().accepts(segment)
     }
 
     /// Makes the log go on after `applied`: keeps what it holds of the chain after that, and drops the rest. Answers with

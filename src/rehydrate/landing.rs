@@ -7,7 +7,7 @@
 //! A frame that does not verify after the segment was fetched again is named and landed as it is: applying quarantines
 //! its range. A segment that is missing or whose index is damaged cannot land: that is an error.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -47,18 +47,59 @@ pub(super) enum Landed {
     Full,
 }
 
-/// How landing ended.
+/// How landing, or following, ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// The segment that was asked for is appended, or it was asked to stop.
+    /// Its goal is reached, or it was asked to stop.
     Done,
     /// A take-over cut off what was landed.
     Rewound,
 }
 
+/// How far to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Goal {
+    /// Up to this segment, which exists and ends at a point.
+    Point(SegmentNo),
+    /// Up to the first point of this number or a higher one.
+    FirstPointFrom(SegmentNo),
+    /// All that ever comes.
+    Never,
+}
+
+impl Goal {
+    /// Whether nothing after `segment` is needed.
+    pub(super) fn is_reached(self, segment: SegmentNo, is_point: bool) -> bool {
+        match self {
+            Goal::Point(n) => segment >= n,
+            Goal::FirstPointFrom(n) => is_point && segment >= n,
+            Goal::Never => false,
+        }
+    }
+}
+
+/// The newest view of the domain that landing had, for who applies: what was accepted there counts here.
+#[derive(Clone)]
+pub(super) struct SharedView(Arc<Mutex<Domain>>);
+
+impl SharedView {
+    pub(super) fn new(domain: &Domain) -> SharedView {
+        SharedView(Arc::new(Mutex::new(domain.clone())))
+    }
+
+    pub(super) fn get(&self) -> Domain {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, domain: &Domain) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = domain.clone();
+    }
+}
+
 /// See the module.
 pub(super) struct Lander {
     pub(super) domain: Domain,
+    pub(super) view: SharedView,
     pub(super) log: Arc<ReplicationLog>,
     pub(super) progress: Arc<Progress>,
     pub(super) cancel: Cancel,
@@ -70,10 +111,10 @@ enum Item {
 }
 
 impl Lander {
-    /// Lands what comes after `at`: up to `until`, or all that ever comes.
-    pub(super) async fn run(self, at: SegmentRef, until: Option<SegmentNo>, tell: mpsc::Sender<Landed>) -> Result<End> {
+    /// Lands what comes after `at`, as far as `goal` says.
+    pub(super) async fn run(self, at: SegmentRef, goal: Goal, tell: mpsc::Sender<Landed>) -> Result<End> {
         let (domain, log, progress) = (self.domain.clone(), Arc::clone(&self.log), Arc::clone(&self.progress));
-        let fetched = self.following(at, until).map(|item| {
+        let fetched = self.following(at, goal).map(|item| {
             let (domain, progress) = (domain.clone(), Arc::clone(&progress));
             async move {
                 match item? {
@@ -87,8 +128,9 @@ impl Lander {
             let Some((parts, segment)) = next? else { return Ok(End::Rewound) };
             append(&log, &segment.header, &parts, &tell).await?;
             let point = segment.index.point.clone();
-            let landed = Landed::Appended { segment: segment.header.id(), point };
-            if tell.send(landed).await.is_err() {
+            let id = segment.header.id();
+            let reached = goal.is_reached(id.segment, point.is_some());
+            if tell.send(Landed::Appended { segment: id, point }).await.is_err() || reached {
                 return Ok(End::Done);
             }
         }
@@ -96,24 +138,33 @@ impl Lander {
     }
 
     /// The segments after `at` as they appear.
-    fn following(self, at: SegmentRef, until: Option<SegmentNo>) -> impl Stream<Item = Result<Item>> {
+    fn following(self, at: SegmentRef, goal: Goal) -> impl Stream<Item = Result<Item>> {
+        let view = self.view;
         let state = Some((self.domain, self.cancel, at));
-        stream::unfold(state, move |state| async move {
-            let (mut domain, cancel, at) = state?;
-            loop {
-                if cancel.is_cancelled() || until.is_some_and(|until| at.segment >= until) {
-                    return None;
-                }
-                match domain.next_after(at).await {
-                    Ok(Next::Segment(next)) => return Some((Ok(Item::Segment(next)), Some((domain, cancel, next)))),
-                    Ok(Next::Rewound { .. }) => return Some((Ok(Item::Rewound), None)),
-                    Ok(Next::NotYet) => {
-                        tokio::select! {
-                            () = tokio::time::sleep(POLL) => {}
-                            () = cancel.cancelled() => {}
-                        }
+        stream::unfold(state, move |state| {
+            let view = view.clone();
+            async move {
+                let (mut domain, cancel, at) = state?;
+                loop {
+                    // Whether what is landed ends at a point is told only by `run`.
+                    if cancel.is_cancelled() || goal.is_reached(at.segment, false) {
+                        return None;
                     }
-                    Err(e) => return Some((Err(e), None)),
+                    let next = domain.next_after(at).await;
+                    view.set(&domain);
+                    match next {
+                        Ok(Next::Segment(next)) => {
+                            return Some((Ok(Item::Segment(next)), Some((domain, cancel, next))));
+                        }
+                        Ok(Next::Rewound { .. }) => return Some((Ok(Item::Rewound), None)),
+                        Ok(Next::NotYet) => {
+                            tokio::select! {
+                                () = tokio::time::sleep(POLL) => {}
+                                () = cancel.cancelled() => {}
+                            }
+                        }
+                        Err(e) => return Some((Err(e), None)),
+                    }
                 }
             }
         })

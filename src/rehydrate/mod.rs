@@ -7,13 +7,14 @@
 //!
 //! | file | what it owns |
 //! |---|---|
-//! | `session` | what one run has open |
+//! | `session`, `budget` | what one run has open; how its memory is divided |
 //! | `reconcile`, `diff`, `check` | the one primitive: fetch exactly what differs from a target map |
 //! | `work`, `source`, `pipeline`, `decoder`, `tracker` | ranges in, verified bytes on the disks out, and when they count |
 //! | `landing`, `follow`, `apply` | segments into the log, and from there onto the disks, point by point |
 //! | `state`, `disks` | the durable hydration map; the disks' files |
 
 mod apply;
+mod budget;
 mod check;
 mod damage;
 mod decoder;
@@ -30,6 +31,7 @@ mod state;
 mod tracker;
 mod work;
 
+pub use budget::COMMIT_BYTES;
 pub use request::{
     DEFAULT_LOG_SIZE, DEFAULT_MEMORY, Damage, MIN_MEMORY, Mode, RehydrateReport, RehydrateRequest, RehydratedDisk,
     Target,
@@ -37,6 +39,7 @@ pub use request::{
 pub use work::{MAX_RANGE, Piece, PlannedFrame, RangeWork, by_frame, coalesce};
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
@@ -45,8 +48,13 @@ use crate::map::PointMap;
 use crate::progress::Progress;
 use crate::store::{Domain, PointInfo, StorageSite};
 
-use landing::End;
+use landing::{End, Goal};
 use session::Session;
+
+/// Most take-overs during one run, beyond which it is no use to go back once more.
+const MAX_REWINDS: usize = 16;
+/// Time between looks for a manifest beyond a lost segment.
+const BRIDGE_POLL: Duration = Duration::from_secs(2);
 
 /// Brings the disks of a domain to a point, and in [`Mode::Continuous`] goes on with every new one.
 ///
@@ -62,32 +70,72 @@ pub async fn rehydrate(
     progress.stage("opening");
     let mut domain = Domain::open(site, &request.domain).await?;
     domain.tip().await?;
-    let mode = request.mode;
-    let point = choose(&domain, request.target).await?;
-    let mut session = Session::open(domain, request, Arc::clone(&progress), cancel)?;
-    session.bring_to(&point).await?;
-    progress.applied(point.at.segment, point.time);
-    if let Mode::Continuous { until } = mode {
-        session.go_on(until).await?;
+    let (mode, target) = (request.mode, request.target);
+    let Choice { point, passed_over } = choose(&domain, target).await?;
+    let mut session = Session::open(domain, request, progress, cancel)?;
+    session.passed_over = passed_over;
+    match mode {
+        Mode::AsNeeded => session.reach(target, point).await?,
+        Mode::Continuous { until } => session.go_on(point, until).await?,
     }
     session.finish().await
 }
 
-async fn choose(domain: &Domain, target: Target) -> Result<PointInfo> {
+/// A point that was chosen, and what could not be read beside it.
+struct Choice {
+    point: PointInfo,
+    /// Each may hide a point that would have been chosen instead.
+    passed_over: Vec<String>,
+}
+
+async fn choose(domain: &Domain, target: Target) -> Result<Choice> {
     let none = |what: String| {
         let why = format!("domain {} has no {what} yet", domain.name());
         Error::new(ErrorKind::NotFound, format!("{why}: `freshet replicate` makes one"))
     };
-    match target {
-        Target::Newest => domain.newest_point().await?.point.ok_or_else(|| none("point".into())),
-        Target::Point(n) => domain.points().await?.point(n).cloned(),
-        Target::At(time) => domain.points().await?.at_or_before(time).cloned(),
-    }
+    let (point, warnings) = match target {
+        Target::Newest => {
+            let found = domain.newest_point().await?;
+            (found.point.ok_or_else(|| none("point".into()))?, found.warnings)
+        }
+        Target::Point(n) => (domain.points().await?.point(n)?.clone(), Vec::new()),
+        Target::At(time) => {
+            let points = domain.points().await?;
+            (points.at_or_before(time)?.clone(), points.warnings().to_vec())
+        }
+    };
+    // Where the newest segment of all ends at the point, nothing can be hidden.
+    let passed_over = if point.at == domain.known_tip() { Vec::new() } else { warnings };
+    Ok(Choice { point, passed_over })
 }
 
 impl Session {
+    /// Brings the disks to `point`, which was chosen for `target`; to another where a take-over cuts it off meanwhile.
+    async fn reach(&mut self, target: Target, mut point: PointInfo) -> Result<()> {
+        for _ in 0..MAX_REWINDS {
+            match self.bring_to(&point).await? {
+                End::Done => return Ok(()),
+                End::Rewound => point = self.choose_after_take_over(target).await?,
+            }
+        }
+        let why = format!("domain {} was taken over {MAX_REWINDS} times meanwhile", self.domain().name());
+        Err(Error::new(ErrorKind::Unreachable, format!("{why}: run it again when its sites are settled")))
+    }
+
+    async fn choose_after_take_over(&mut self, target: Target) -> Result<PointInfo> {
+        self.note("the domain was taken over: going back to what it inherits".into());
+        self.choose_again(target).await
+    }
+
+    async fn choose_again(&mut self, target: Target) -> Result<PointInfo> {
+        self.reconciler.domain.tip().await?;
+        let Choice { point, passed_over } = choose(self.domain(), target).await?;
+        self.passed_over = passed_over;
+        Ok(point)
+    }
+
     /// Brings the disks to `point`: the base by comparing maps, what came after it through the log.
-    async fn bring_to(&mut self, point: &PointInfo) -> Result<()> {
+    async fn bring_to(&mut self, point: &PointInfo) -> Result<End> {
         let found = self.domain().manifest_at_or_before(point.at.segment).await?;
         self.notes.extend(found.warnings);
         let base = match found.manifest {
@@ -104,14 +152,17 @@ impl Session {
         self.point = Some(point.clone());
         if self.tracker().state().applied().segment < point.at.segment {
             self.progress.stage("landing and applying");
-            self.follow(Some(point.at.segment)).await?;
+            if self.follow(Goal::Point(point.at.segment)).await? == End::Rewound {
+                return Ok(End::Rewound);
+            }
             self.cancel.check()?;
         }
         let applied = self.tracker().state().applied();
-        match applied == point.at {
-            true => Ok(()),
-            false => Err(Error::new(ErrorKind::Internal, format!("stopped at {applied} instead of {}", point.at))),
+        if applied != point.at {
+            return Err(Error::new(ErrorKind::Internal, format!("stopped at {applied} instead of {}", point.at)));
         }
+        self.progress.applied(point.at.segment, point.time);
+        Ok(End::Done)
     }
 
     /// Opens the disks of the state to start from: that of the base, or where the disks are already past it, their own.
@@ -136,42 +187,47 @@ impl Session {
         between && self.domain().accepts(applied) && all_there && !self.in_doubt
     }
 
-    /// Follows the domain until cancelled, or until `until` is applied.
-    async fn go_on(&mut self, until: Option<SegmentNo>) -> Result<()> {
-        self.progress.stage("following");
+    /// Brings the disks to `point`, then follows the domain until cancelled, or until a point from `until` on is applied.
+    async fn go_on(&mut self, point: PointInfo, until: Option<SegmentNo>) -> Result<()> {
+        let goal = until.map_or(Goal::Never, Goal::FirstPointFrom);
+        let mut target = Some(point);
         loop {
-            match self.follow(until).await {
-                Ok(End::Done) => return Ok(()),
-                Ok(End::Rewound) => {
-                    self.note("the domain was taken over: going back to what it inherits".into());
-                    self.reconciler.domain.tip().await?;
-                    let newest = choose(self.domain(), Target::Newest).await?;
-                    self.bring_to(&newest).await?;
-                }
-                Err(e) if e.kind() == ErrorKind::Cancelled => return Ok(()),
-                Err(e) if e.kind() == ErrorKind::Damaged => self.bridge(e).await?,
-                Err(e) => return Err(e),
+            let step = match &target {
+                Some(point) => self.bring_to(point).await,
+                None => self.follow(goal).await,
+            };
+            match (step, target.take()) {
+                (Ok(End::Done), Some(point)) if goal.is_reached(point.at.segment, true) => return Ok(()),
+                (Ok(End::Done), Some(_)) => self.progress.stage("following"),
+                (Ok(End::Done), None) => return Ok(()),
+                (Ok(End::Rewound), _) => target = Some(self.choose_after_take_over(Target::Newest).await?),
+                (Err(e), _) if e.kind() == ErrorKind::Damaged => match self.bridge(&e).await? {
+                    Some(point) => target = Some(point),
+                    None => return Ok(()),
+                },
+                (Err(e), None) if e.kind() == ErrorKind::Cancelled => return Ok(()),
+                (Err(e), _) => return Err(e),
             }
         }
     }
 
-    /// A segment is lost: the next manifest bridges it. Waits for one.
-    async fn bridge(&mut self, error: Error) -> Result<()> {
+    /// A segment is lost: the next manifest bridges it. Waits for one, and answers with the newest point then; `None`
+    /// when asked to stop.
+    async fn bridge(&mut self, error: &Error) -> Result<Option<PointInfo>> {
         self.note(format!("{error}: waiting for the next manifest to bridge it"));
         let stuck_at = self.tracker().state().applied();
-        loop {
-            self.cancel.check()?;
-            self.reconciler.domain.tip().await?;
-            let newest = choose(self.domain(), Target::Newest).await?;
+        while !self.cancel.is_cancelled() {
+            let newest = self.choose_again(Target::Newest).await?;
             let found = self.domain().manifest_at_or_before(newest.at.segment).await?;
             if found.manifest.is_some_and(|m| m.cut.segment > stuck_at.segment) {
-                return self.bring_to(&newest).await;
+                return Ok(Some(newest));
             }
             tokio::select! {
-                () = tokio::time::sleep(std::time::Duration::from_secs(2)) => {}
+                () = tokio::time::sleep(BRIDGE_POLL) => {}
                 () = self.cancel.cancelled() => {}
             }
         }
+        Ok(None)
     }
 
     /// The last sync, the watermark, and the report.
@@ -180,7 +236,7 @@ impl Session {
         let (at, ahead, quarantined) = {
             let mut state = self.tracker().state();
             state.commit()?;
-            (state.target(), state.applied() != state.target(), state.quarantined().to_vec())
+            (state.target(), state.between_points(), state.quarantined().to_vec())
         };
         let point = self.point.clone().filter(|p| p.at == at);
         let point_time = point.as_ref().map(|p| p.time).unwrap_or_default();
@@ -194,9 +250,11 @@ impl Session {
         let snapshot = self.progress.snapshot();
         let info = self.reconciler.engine.info();
         self.notes.extend(info.fallbacks.iter().cloned());
+        self.notes.extend(self.reconciler.disks.why_not_direct()?);
         let written = self.tracker().written();
         Ok(RehydrateReport {
             point: at,
+            between_points: ahead,
             point_time,
             fuzzy: point.is_some_and(|p| p.fuzzy),
             logical: disks.iter().map(|d| d.size).sum(),
@@ -211,6 +269,7 @@ impl Session {
             damage: damage::name(&disks, quarantined),
             engine: format!("{:?}", info.kind),
             notes: std::mem::take(&mut self.notes),
+            passed_over: std::mem::take(&mut self.passed_over),
             disks: disks
                 .iter()
                 .map(|d| RehydratedDisk { label: d.label.clone(), path: d.path.clone(), size: d.size })

@@ -83,8 +83,7 @@ impl Reconciler {
         self.tracker.state().retry_quarantined();
         let (from, untouched) = {
             let state = self.tracker.state();
-            let touched = state.disks().iter().any(|d| !d.touched.is_empty());
-            (state.target(), state.applied() == state.target() && !touched)
+            (state.target(), !state.between_points())
         };
         if from == target.at() && untouched && !in_doubt {
             return Ok(false);

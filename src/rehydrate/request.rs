@@ -130,8 +130,11 @@ pub struct RehydratedDisk {
 /// What a rehydration did. Counts are bytes.
 #[derive(Debug, Clone, Default)]
 pub struct RehydrateReport {
-    /// The point that the disks equal now.
+    /// The point that the disks equal now; with `between_points`, the last one that they did.
     pub point: SegmentRef,
+    /// Segments after the point are on the disks, wholly or in part, without the next point: they equal none. Run it
+    /// again to reach one.
+    pub between_points: bool,
     /// Its time.
     pub point_time: Time,
     /// Whether a disk was open for writing while that point was read.
@@ -160,6 +163,8 @@ pub struct RehydrateReport {
     pub damage: Vec<Damage>,
     /// What the disk engine is and had to do without.
     pub engine: String,
+    /// Objects that could not be read when the point was chosen: each may hide a newer one.
+    pub passed_over: Vec<String>,
     /// What else to know.
     pub notes: Vec<String>,
 }

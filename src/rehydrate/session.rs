@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::cancel::Cancel;
-use crate::datastore::{DirLock, EngineOptions, Loaded, Slab, TwoSlot, start};
+use crate::datastore::{DirLock, EngineOptions, Loaded, TwoSlot, start};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Catalogue, DatastoreId, DiskInfo, MAX_WATERMARK_LEN, Watermark, granules};
 use crate::ids::{DiskId, SegmentRef, Time};
@@ -16,15 +16,13 @@ use crate::log::{LogOptions, ReplicationLog};
 use crate::progress::Progress;
 use crate::store::{Domain, PointInfo};
 
+use super::budget::Budget;
 use super::disks::{DiskSet, Opened, create_dirs_durably, stamp};
 use super::pipeline::Pipeline;
 use super::reconcile::Reconciler;
 use super::request::RehydrateRequest;
 use super::state::{Found, HydrationState};
 use super::tracker::Tracker;
-
-/// Bytes of one slot.
-const SLOT_BYTES: usize = 1 << 20;
 
 /// See the module.
 pub(super) struct Session {
@@ -41,6 +39,8 @@ pub(super) struct Session {
     pub(super) applied_points: u64,
     pub(super) point: Option<PointInfo>,
     pub(super) notes: Vec<String>,
+    /// What could not be read when the point was chosen.
+    pub(super) passed_over: Vec<String>,
     /// The hydration map was lost: files at the disks' places are ours, with unknown content.
     map_lost: bool,
     watermark: TwoSlot,
@@ -78,14 +78,12 @@ impl Session {
             Loaded::Found(old) if old.domain == domain.id() => Some(old),
             _ => None,
         };
-        // The rest of the budget is for what is fetched (half) and for plans.
-        let slots = usize::try_from(request.memory / 8).unwrap_or(SLOT_BYTES) / SLOT_BYTES;
-        let slab = Slab::new(slots.clamp(8, 64), SLOT_BYTES)?;
-        let engine = start(request.engine, slab, EngineOptions::default())?;
+        let budget = Budget::of(request.memory);
+        let engine = start(request.engine, budget.slab()?, EngineOptions::default())?;
         let disks = Arc::new(DiskSet::new(Arc::clone(&engine), &request.datastore, domain.name()));
-        let tracker = Tracker::new(state, Arc::clone(&engine), Arc::clone(&disks), Arc::clone(&progress));
-        let fetch_bytes = request.memory / 2;
-        let pipeline = Pipeline::start(domain.id(), &engine, &disks, &tracker, fetch_bytes, cancel.clone())?;
+        let (its_engine, its_disks) = (Arc::clone(&engine), Arc::clone(&disks));
+        let tracker = Tracker::new(state, its_engine, its_disks, Arc::clone(&progress), budget.uncommitted);
+        let pipeline = Pipeline::start(domain.id(), &engine, &disks, &tracker, budget.fetch, cancel.clone())?;
         let canonical = std::fs::canonicalize(&own).map_err(|e| Error::io(format!("look at {}", own.display()), e))?;
         let mut options = LogOptions::new(domain.id(), DatastoreId::of_path(&canonical), request.log_size);
         options.verify_payloads = false;
@@ -99,7 +97,7 @@ impl Session {
             pipeline: Arc::new(pipeline),
             progress: Arc::clone(&progress),
             cancel: cancel.clone(),
-            plan_bytes: request.memory / 8,
+            plan_bytes: budget.plan,
         };
         Ok(Session {
             in_doubt: request.check_local || map_lost,
@@ -114,6 +112,7 @@ impl Session {
             applied_points: 0,
             point: None,
             notes,
+            passed_over: Vec::new(),
             map_lost,
             watermark,
             watermark_sequence: old.as_ref().map_or(0, |w| w.sequence),

@@ -72,6 +72,11 @@ impl HydrationState {
         self.map.applied
     }
 
+    /// Whether the disks may equal no point: segments beyond the target are applied, or parts of one are.
+    pub(super) fn between_points(&self) -> bool {
+        self.map.applied != self.map.target || self.map.disks.iter().any(|d| !d.touched.is_empty())
+    }
+
     /// The disks.
     pub(super) fn disks(&self) -> &[HydrationDisk] {
         &self.map.disks
@@ -132,9 +137,19 @@ impl HydrationState {
         }
     }
 
-    /// Adds a range that could not be had.
+    /// Adds a range that could not be had; one that goes on where the last one ends, for the same reason, becomes one
+    /// with it.
     pub(super) fn quarantine(&mut self, range: Quarantined) {
-        self.map.quarantined.push(range);
+        match self.map.quarantined.last_mut() {
+            Some(last)
+                if last.disk == range.disk
+                    && last.offset.checked_add(last.len) == Some(range.offset)
+                    && last.why == range.why =>
+            {
+                last.len += range.len;
+            }
+            _ => self.map.quarantined.push(range),
+        }
     }
 
     /// Forgets what could not be had: it is tried again. Its granules stay missing.

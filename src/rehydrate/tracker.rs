@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Invariants: a bit is set only by a commit whose sync began after the granule's last write completed. Bytes that are
-//! written but not committed are bounded: workers wait at [`MAX_UNCOMMITTED`]. The first error ends all work.
+//! written but not committed are bounded: workers wait at [`Budget::uncommitted`](super::budget::Budget). The first error ends all work.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -18,15 +18,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{GRANULE, Quarantined};
 use crate::progress::Progress;
 
+use super::budget::COMMIT_BYTES;
 use super::disks::DiskSet;
 use super::state::HydrationState;
 
-/// Written bytes after which a commit begins.
-const COMMIT_BYTES: u64 = 64 << 20;
 /// Time after which a commit begins where anything is complete.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
-/// Written bytes that may wait for a commit; more are not written before one is done.
-const MAX_UNCOMMITTED: u64 = 256 << 20;
 
 type Granule = (u32, u32);
 
@@ -54,18 +51,21 @@ pub(super) struct Tracker {
     engine: Arc<dyn DiskEngine>,
     disks: Arc<DiskSet>,
     progress: Arc<Progress>,
+    most_uncommitted: u64,
 }
 
 impl Tracker {
-    /// Tracks writes to `disks`; completes bits of `state`.
+    /// Tracks writes to `disks`; completes bits of `state`. Of `most_uncommitted` written bytes on, writing waits for a
+    /// commit.
     pub(super) fn new(
         state: HydrationState,
         engine: Arc<dyn DiskEngine>,
         disks: Arc<DiskSet>,
         progress: Arc<Progress>,
+        most_uncommitted: u64,
     ) -> Arc<Tracker> {
-        let shared = Mutex::new(Shared::default());
-        Arc::new(Tracker { shared, changed: Condvar::new(), state: Mutex::new(state), engine, disks, progress })
+        let (shared, state, changed) = (Mutex::default(), Mutex::new(state), Condvar::new());
+        Arc::new(Tracker { shared, changed, state, engine, disks, progress, most_uncommitted })
     }
 
     /// The hydration map; held only for short.
@@ -147,7 +147,7 @@ impl Tracker {
     /// Waits while too much is uncommitted; then one more write is in flight.
     pub(super) fn write_begins(&self) -> Result<()> {
         let mut shared = self.lock();
-        while shared.uncommitted >= MAX_UNCOMMITTED && shared.error.is_none() {
+        while shared.uncommitted >= self.most_uncommitted && shared.error.is_none() {
             shared = self.changed.wait(shared).unwrap_or_else(PoisonError::into_inner);
         }
         if let Some(error) = &shared.error {

@@ -51,6 +51,12 @@ impl Default for StartOptions {
 /// The store's clock as a [`Clock`].
 struct StoreTime(StorageSite);
 
+impl std::fmt::Debug for StoreTime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the clock of {}", self.0.url())
+    }
+}
+
 impl Clock for StoreTime {
     fn now(&self) -> Time {
         self.0.now()

@@ -1,7 +1,10 @@
 //! One file for each group of cases; what they share is here.
 
+mod continuous;
 mod more;
+mod places;
 mod sites;
+mod strangers;
 mod usage;
 mod whole;
 

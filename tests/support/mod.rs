@@ -9,7 +9,10 @@
 use std::io::Write as _;
 
 pub(crate) mod contract;
+pub(crate) mod kills;
+pub(crate) mod mounts;
 pub(crate) mod naive_s3;
+pub(crate) mod real_images;
 pub(crate) mod s3;
 pub(crate) mod scripted;
 

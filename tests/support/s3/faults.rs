@@ -127,6 +127,7 @@ impl Active {
         match self.rule.when {
             When::Always => true,
             When::Every(n) => self.seen.is_multiple_of(n.max(1)),
+            When::Phase { cycle, at } => self.seen % cycle.max(1) == at % cycle.max(1),
             When::First(n) => self.seen <= n,
             When::Chance(probability, _) => self.draw() < probability,
         }

@@ -36,6 +36,8 @@ pub(crate) enum When {
     Always,
     /// The n-th, the 2n-th and so on.
     Every(u64),
+    /// One of each `cycle`, the `at`-th of it: for several faults in turn.
+    Phase { cycle: u64, at: u64 },
     /// The first n.
     First(u64),
     /// Each with this probability, from 0 to 1, by a generator of this seed.

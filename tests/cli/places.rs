@@ -1,0 +1,176 @@
+//! Datastores and log stores that are full, read-only, missing or not like others: real file systems, real refusals.
+
+use std::path::{Path, PathBuf};
+
+use super::whole::Setup;
+use super::{Ran, freshet, ran};
+use crate::support::mounts::{mount_memory, resize, set_read_only, with_own_mounts};
+
+impl Setup {
+    /// Rehydrates into `ds` with the log in `logs`.
+    fn rehydrate_apart(&self, more: &[&str]) -> Ran {
+        let logs = self.path("logs");
+        let args = ["--log-store", logs.to_str().unwrap()];
+        self.rehydrate(&[&args, more].concat())
+    }
+
+    fn dir(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+}
+
+/// Every file below a directory, with what it holds.
+fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => found.extend(contents(&path)),
+            false => found.push((path.clone(), std::fs::read(&path).unwrap())),
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_full_datastore_is_named_and_gone_on_with_when_there_is_room() {
+    with_own_mounts("a full datastore", || {
+        let setup = Setup::new();
+        assert_eq!(setup.replicate().code, 0);
+        setup.dir("logs");
+        mount_memory("tmpfs", &setup.path("ds"), "size=2m");
+        let full = setup.rehydrate_apart(&[]);
+        assert_eq!((full.code, full.json()["error"]["kind"].as_str()), (10, Some("full")), "{full:?}");
+        assert!(full.stderr.contains(setup.path("ds").to_str().unwrap()), "it does not say where: {full:?}");
+        assert!(full.stderr.contains("No space left"), "{full:?}");
+        resize(&setup.path("ds"), "64m");
+        let done = setup.rehydrate_apart(&[]);
+        assert_eq!(done.code, 0, "{done:?}");
+        setup.assert_same();
+    });
+}
+
+#[test]
+fn a_log_store_without_room_is_named_and_left_as_it_was() {
+    with_own_mounts("a full log store", || {
+        let setup = Setup::new();
+        assert_eq!(setup.replicate().code, 0);
+        mount_memory("tmpfs", &setup.dir("logs"), "size=16m");
+        std::fs::write(setup.path("logs").join("other"), "kept").unwrap();
+        let full = setup.rehydrate_apart(&[]);
+        assert_eq!(full.code, 10, "{full:?}");
+        assert!(full.stderr.contains("replication log") && full.stderr.contains("142606336 bytes"), "{full:?}");
+        let left = contents(&setup.path("logs"));
+        assert_eq!(left, [(setup.path("logs").join("other"), b"kept".to_vec())], "half a log was left");
+        resize(&setup.path("logs"), "160m");
+        assert_eq!(setup.rehydrate_apart(&[]).code, 0);
+        setup.assert_same();
+    });
+}
+
+#[test]
+fn a_read_only_datastore_is_denied_and_its_disks_stay() {
+    with_own_mounts("a read-only datastore", || {
+        let setup = Setup::new();
+        assert_eq!(setup.replicate().code, 0);
+        setup.dir("logs");
+        mount_memory("tmpfs", &setup.path("ds"), "size=64m");
+        set_read_only(&setup.path("ds"), true);
+        for fresh in [true, false] {
+            let denied = setup.rehydrate_apart(&[]);
+            assert_eq!((denied.code, denied.json()["error"]["kind"].as_str()), (8, Some("denied")), "{denied:?}");
+            assert!(denied.stderr.contains(setup.path("ds").to_str().unwrap()), "{denied:?}");
+            assert!(denied.stderr.contains("Read-only"), "{denied:?}");
+            if fresh {
+                set_read_only(&setup.path("ds"), false);
+                assert_eq!(setup.rehydrate_apart(&[]).code, 0);
+                set_read_only(&setup.path("ds"), true);
+                setup.assert_same();
+                super::whole::overwrite(&setup.path("data.img"), 5, 0xEE);
+                assert_eq!(setup.replicate().code, 0);
+            }
+        }
+        set_read_only(&setup.path("ds"), false);
+        assert_eq!(setup.rehydrate_apart(&[]).code, 0);
+        setup.assert_same();
+    });
+}
+
+#[test]
+fn a_read_only_log_store_is_denied() {
+    with_own_mounts("a read-only log store", || {
+        let setup = Setup::new();
+        assert_eq!(setup.replicate().code, 0);
+        mount_memory("tmpfs", &setup.dir("logs"), "size=1m");
+        set_read_only(&setup.path("logs"), true);
+        let denied = setup.rehydrate_apart(&[]);
+        assert_eq!(denied.code, 8, "{denied:?}");
+        assert!(denied.stderr.contains(setup.path("logs").to_str().unwrap()), "{denied:?}");
+    });
+}
+
+#[test]
+fn without_direct_io_the_disks_are_the_same_and_the_report_says_why() {
+    // ramfs knows neither direct I/O nor holes that are punched nor reserved space.
+    for kind in ["ramfs", "tmpfs"] {
+        with_own_mounts(&format!("a datastore on {kind}"), || {
+            let setup = Setup::new();
+            assert_eq!(setup.replicate().code, 0);
+            mount_memory(kind, &setup.path("ds"), "");
+            let direct = direct_io_works(&setup.path("ds"));
+            let done = setup.rehydrate(&[]);
+            assert_eq!(done.code, 0, "{done:?}");
+            setup.assert_same();
+            let notes = done.json()["notes"].to_string();
+            assert_eq!(notes.contains("no direct I/O"), !direct, "{notes}");
+            assert!(direct || notes.contains("web server/d.1"), "it does not say which disks: {notes}");
+            // Ranges become zero, where holes cannot be punched too.
+            let mut image = std::fs::read(setup.path("root.img")).unwrap();
+            image[4096..1_000_000].fill(0);
+            std::fs::write(setup.path("root.img"), image).unwrap();
+            assert_eq!(setup.replicate().code, 0);
+            assert_eq!(setup.rehydrate(&[]).code, 0);
+            setup.assert_same();
+        });
+    }
+}
+
+fn direct_io_works(dir: &Path) -> bool {
+    use std::os::unix::fs::OpenOptionsExt;
+    let path = dir.join("probe");
+    std::fs::write(&path, "").unwrap();
+    let opened = std::fs::File::options().read(true).custom_flags(libc::O_DIRECT).open(&path).is_ok();
+    std::fs::remove_file(path).unwrap();
+    opened
+}
+
+#[test]
+fn datastores_and_log_stores_that_are_not_there_are_named_and_not_made() {
+    let setup = Setup::new();
+    assert_eq!(setup.replicate().code, 0);
+    let url = setup.url();
+    let run = |datastore: &Path, log_store: &Path| {
+        let mut command = freshet();
+        command.args(["rehydrate", "--store", &url, "--domain", "prod/α", "--log-size", "136MiB", "--datastore"]);
+        ran(command.arg(datastore).arg("--log-store").arg(log_store))
+    };
+    let (missing, file) = (setup.path("missing"), setup.path("file"));
+    std::fs::write(&file, "x").unwrap();
+    for (datastore, log_store, code, word) in [
+        (&missing, &setup.path("ds"), 9, "create it first"),
+        (&setup.path("ds"), &missing, 9, "create it first"),
+        (&file, &setup.path("ds"), 2, "not a directory"),
+        (&setup.path("ds"), &file, 2, "not a directory"),
+    ] {
+        let refused = run(datastore, log_store);
+        assert_eq!(refused.code, code, "{refused:?}");
+        let bad = if datastore.ends_with("ds") { log_store } else { datastore };
+        assert!(refused.stderr.contains(bad.to_str().unwrap()) && refused.stderr.contains(word), "{refused:?}");
+    }
+    assert!(!missing.exists());
+    assert_eq!(std::fs::read(&file).unwrap(), b"x");
+    assert_eq!(contents(&setup.path("ds")), []);
+}
