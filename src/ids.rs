@@ -4,22 +4,26 @@
 
 use std::fmt;
 
-use uuid::Uuid;
-
 use crate::error::{Error, ErrorKind, Result};
 
+/// An identity of sixteen bytes that reads as a UUID; `drawn` ones can be made at random.
 macro_rules! uuid_id {
+    (drawn $(#[$doc:meta])* $name:ident) => {
+        $crate::ids::uuid_id!($(#[$doc])* $name);
+
+        impl $name {
+            /// A fresh random identity.
+            pub fn random() -> Self {
+                Self(*uuid::Uuid::new_v4().as_bytes())
+            }
+        }
+    };
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
         pub struct $name([u8; 16]);
 
         impl $name {
-            /// A fresh random identity.
-            pub fn random() -> Self {
-                Self(*Uuid::new_v4().as_bytes())
-            }
-
             /// From its sixteen bytes.
             pub const fn from_bytes(bytes: [u8; 16]) -> Self {
                 Self(bytes)
@@ -32,37 +36,38 @@ macro_rules! uuid_id {
 
             /// From the text form.
             pub fn parse(text: &str) -> Option<Self> {
-                Uuid::parse_str(text).ok().map(|u| Self(*u.as_bytes()))
+                uuid::Uuid::parse_str(text).ok().map(|u| Self(*u.as_bytes()))
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                Uuid::from_bytes(self.0).fmt(f)
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                std::fmt::Display::fmt(&uuid::Uuid::from_bytes(self.0), f)
             }
         }
 
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                fmt::Display::fmt(self, f)
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                std::fmt::Display::fmt(self, f)
             }
         }
     };
 }
+pub(crate) use uuid_id;
 
-uuid_id!(
+uuid_id!(drawn
     /// Identity of a protected domain, drawn when its first claim is written and repeated in every header.
     DomainId
 );
-uuid_id!(
+uuid_id!(drawn
     /// Identity of a VM within its domain.
     VmId
 );
-uuid_id!(
+uuid_id!(drawn
     /// Identity of a virtual disk.
     DiskId
 );
-uuid_id!(
+uuid_id!(drawn
     /// Identity of one run of one writer; never reused.
     WriterId
 );

@@ -4,4 +4,4 @@
 
 use freshet::format::magic;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| freshet_fuzz::check(magic::LOG_SUPERBLOCK, "LogSuperblock", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| freshet_fuzz::check(magic::LOG_SUPERBLOCK, data));

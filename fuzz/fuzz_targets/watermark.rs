@@ -4,4 +4,4 @@
 
 use freshet::format::magic;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| freshet_fuzz::check(magic::WATERMARK, "WatermarkHeader", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| freshet_fuzz::check(magic::WATERMARK, data));

@@ -37,6 +37,8 @@ mod replicate;
 mod report;
 mod request;
 mod roster;
+#[cfg(test)]
+mod samples;
 mod ship;
 mod source;
 mod transfer;

@@ -150,16 +150,8 @@ fn clamp(n: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::samples::{name, vm};
     use super::*;
-
-    fn name(text: &str) -> Name {
-        Name::new(text).unwrap()
-    }
-
-    fn vm(vm: &str, disks: &[&str]) -> VmSource {
-        let disks = disks.iter().map(|d| DiskSource { name: name(d), path: format!("/{d}").into() }).collect();
-        VmSource { name: name(vm), disks, definition: None }
-    }
 
     fn check(vms: Vec<VmSource>, change: impl FnOnce(&mut ReplicateRequest)) -> String {
         let mut request = ReplicateRequest::new(name("d"), name("here"), vms);

@@ -114,17 +114,9 @@ fn enroll_disk(catalogue: &mut Catalogue, vm: VmId, name: &Name, size: u64) -> (
 
 #[cfg(test)]
 mod tests {
-    use super::super::request::{DiskSource, VmDefinition};
+    use super::super::request::VmDefinition;
+    use super::super::samples::vm;
     use super::*;
-
-    fn name(text: &str) -> Name {
-        Name::new(text).unwrap()
-    }
-
-    fn vm(vm: &str, disks: &[&str]) -> VmSource {
-        let disks = disks.iter().map(|d| DiskSource { name: name(d), path: format!("/{d}").into() }).collect();
-        VmSource { name: name(vm), disks, definition: None }
-    }
 
     #[test]
     fn ids_stay_the_others_stay_in_the_catalogue_and_nothing_changed_is_told() {

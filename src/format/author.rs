@@ -8,9 +8,12 @@ use crate::ids::{Name, WriterId};
 use super::decode_error::{DecodeError, DecodeResult};
 
 /// Bytes of the field that holds a name.
-pub(crate) const NAME_FIELD_LEN: usize = 256;
+const NAME_FIELD_LEN: usize = 256;
 /// Bytes of the field that holds a host's name.
-pub(crate) const HOST_FIELD_LEN: usize = 64;
+const HOST_FIELD_LEN: usize = 64;
+
+/// A field of `N` bytes that a text stands in, and the text's length.
+type Text<const N: usize> = ([u8; N], u16);
 
 /// A process, told apart from every other one on any host and after any reboot.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -36,8 +39,29 @@ pub struct Author {
     pub process: ProcessIdentity,
 }
 
+impl Author {
+    /// The two texts as fields of a record, each with its length: site, and host.
+    pub(crate) fn texts(&self) -> (Text<NAME_FIELD_LEN>, Text<HOST_FIELD_LEN>) {
+        (put_text(self.site.as_str()), put_text(&self.process.host_name))
+    }
+
+    /// From the fields of a record: the two texts, each with its length, the run, and the process by host, number and
+    /// start.
+    pub(crate) fn from_fields(
+        what: &'static str,
+        (site, site_len): (&[u8; NAME_FIELD_LEN], u16),
+        (host_name, host_name_len): (&[u8; HOST_FIELD_LEN], u16),
+        writer: WriterId,
+        (host, pid, started): ([u8; 16], u32, u64),
+    ) -> DecodeResult<Author> {
+        let host_name = take_text(what, host_name, host_name_len)?.to_owned();
+        let process = ProcessIdentity { host, host_name, pid, started };
+        Ok(Author { site: take_name(what, site, site_len)?, writer, process })
+    }
+}
+
 /// `text` in a field of `N` bytes, filled up with zeros, and its length. Longer text is cut at a character.
-pub(crate) fn put_text<const N: usize>(text: &str) -> ([u8; N], u16) {
+fn put_text<const N: usize>(text: &str) -> Text<N> {
     let len = text.floor_char_boundary(N);
     let mut field = [0; N];
     field[..len].copy_from_slice(&text.as_bytes()[..len]);
@@ -45,7 +69,7 @@ pub(crate) fn put_text<const N: usize>(text: &str) -> ([u8; N], u16) {
 }
 
 /// The text of a field, after a check that only zeros follow it.
-pub(crate) fn take_text<'a, const N: usize>(what: &'static str, field: &'a [u8; N], len: u16) -> DecodeResult<&'a str> {
+fn take_text<'a, const N: usize>(what: &'static str, field: &'a [u8; N], len: u16) -> DecodeResult<&'a str> {
     let Some((text, rest)) = field.split_at_checked(usize::from(len)) else {
         return Err(DecodeError::value(what, format!("text of {len} bytes in a field of {N}")));
     };
@@ -56,7 +80,7 @@ pub(crate) fn take_text<'a, const N: usize>(what: &'static str, field: &'a [u8; 
 }
 
 /// The name in a field.
-pub(crate) fn take_name(what: &'static str, field: &[u8; NAME_FIELD_LEN], len: u16) -> DecodeResult<Name> {
+fn take_name(what: &'static str, field: &[u8; NAME_FIELD_LEN], len: u16) -> DecodeResult<Name> {
     Name::new(take_text(what, field, len)?).map_err(|e| DecodeError::value(what, e.to_string()))
 }
 

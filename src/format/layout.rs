@@ -8,6 +8,7 @@
 use crate::ids::{DiskId, DomainId, Generation, SegmentNo, Time, VmId, WriterId};
 
 use super::checksum::Digest;
+use super::log::{DatastoreId, LogId};
 
 /// One field of a fixed layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +90,8 @@ wire_via! {
     VmId as [u8; 16]: |v| v.bytes(), VmId::from_bytes;
     DiskId as [u8; 16]: |v| v.bytes(), DiskId::from_bytes;
     WriterId as [u8; 16]: |v| v.bytes(), WriterId::from_bytes;
+    LogId as [u8; 16]: |v| v.bytes(), LogId::from_bytes;
+    DatastoreId as [u8; 16]: |v| v.bytes(), DatastoreId::from_bytes;
     Digest as [u8; 16]: |v| v.0, Digest;
     Generation as u64: |v| v.get(), Generation::new;
     SegmentNo as u64: |v| v.get(), SegmentNo::new;

@@ -14,15 +14,11 @@
 //! The *epoch* grows each time the log is opened or rewound, and the superblock that says so is durable before the
 //! first record of the epoch: a record that an earlier recovery dropped can never be taken for a successor of newer ones.
 
-use std::fmt;
-
-use uuid::Uuid;
-
-use crate::ids::{DomainId, Generation, SegmentNo, SegmentRef};
+use crate::ids::{DomainId, Generation, SegmentNo, SegmentRef, uuid_id};
 
 use super::checksum::{Digest, xxh3_128};
 use super::decode_error::{DecodeError, DecodeResult};
-use super::layout::{Wire, layout};
+use super::layout::layout;
 use super::magic;
 use super::segment::MAX_SEGMENT_LEN;
 
@@ -35,63 +31,14 @@ pub const MAX_LOG_LEN: u64 = 1 << 50;
 /// Highest position: a log that writes 10 GB/s gets there after fourteen years, and is then made anew.
 pub const MAX_LOG_POSITION: u64 = 1 << 62;
 
-macro_rules! id {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
-        pub struct $name([u8; 16]);
-
-        impl $name {
-            /// From its sixteen bytes.
-            pub const fn from_bytes(bytes: [u8; 16]) -> Self {
-                Self(bytes)
-            }
-
-            /// Its sixteen bytes.
-            pub const fn bytes(self) -> [u8; 16] {
-                self.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                Uuid::from_bytes(self.0).fmt(f)
-            }
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                fmt::Display::fmt(self, f)
-            }
-        }
-
-        impl Wire for $name {
-            const LEN: usize = 16;
-            fn put(&self, to: &mut [u8]) {
-                self.0.put(to);
-            }
-            fn take(from: &[u8]) -> Self {
-                Self(Wire::take(from))
-            }
-        }
-    };
-}
-
-id!(
+uuid_id!(drawn
     /// Identity of one log file, drawn when it is made and repeated in every record.
     LogId
 );
-id!(
+uuid_id!(
     /// Identity of the recovery datastore whose disks a log feeds.
     DatastoreId
 );
-
-impl LogId {
-    /// A fresh random identity.
-    pub fn random() -> LogId {
-        LogId(*Uuid::new_v4().as_bytes())
-    }
-}
 
 impl DatastoreId {
     /// The datastore in directory `canonical`, an absolute path without links: the same path is the same datastore.

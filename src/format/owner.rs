@@ -6,7 +6,7 @@
 
 use crate::ids::{DomainId, Generation, SegmentNo, SegmentRef, Time, WriterId};
 
-use super::author::{Author, HOST_FIELD_LEN, NAME_FIELD_LEN, ProcessIdentity, put_text, take_name, take_text};
+use super::author::Author;
 use super::checksum::Digest;
 use super::decode_error::{DecodeError, DecodeResult};
 use super::layout::layout;
@@ -171,8 +171,7 @@ pub struct OwnerRecord {
 impl OwnerRecord {
     /// The object's bytes.
     pub fn encode(&self) -> [u8; OWNER_RECORD_LEN] {
-        let (site, site_len) = put_text::<NAME_FIELD_LEN>(self.author.site.as_str());
-        let (host_name, host_name_len) = put_text::<HOST_FIELD_LEN>(&self.author.process.host_name);
+        let ((site, site_len), (host_name, host_name_len)) = self.author.texts();
         let (kind, flags, generation, last, last_digest) = self.kind.fields();
         let fields = OwnerFields {
             kind,
@@ -203,13 +202,9 @@ impl OwnerRecord {
         if bytes.len() != OWNER_RECORD_LEN {
             return Err(DecodeError::value(WHAT, format!("{} bytes, must be {OWNER_RECORD_LEN}", bytes.len())));
         }
-        let process = ProcessIdentity {
-            host: f.host,
-            host_name: take_text(WHAT, &f.host_name, f.host_name_len)?.to_owned(),
-            pid: f.pid,
-            started: f.process_started,
-        };
-        let author = Author { site: take_name(WHAT, &f.site, f.site_len)?, writer: f.writer, process };
+        let process = (f.host, f.pid, f.process_started);
+        let (site, host) = ((&f.site, f.site_len), (&f.host_name, f.host_name_len));
+        let author = Author::from_fields(WHAT, site, host, f.writer, process)?;
         let kind = OwnerKind::from_fields(&f)?;
         Ok(OwnerRecord { n: f.n, domain: f.domain, at: f.at, author, nonce: f.nonce, kind })
     }
@@ -231,6 +226,7 @@ impl OwnerRecord {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::format::ProcessIdentity;
     use crate::ids::Name;
     use proptest::prelude::*;
 

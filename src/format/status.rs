@@ -5,7 +5,7 @@
 
 use crate::ids::{DomainId, Generation, SegmentNo, SegmentRef, Time, WriterId};
 
-use super::author::{Author, HOST_FIELD_LEN, NAME_FIELD_LEN, ProcessIdentity, put_text, take_name, take_text};
+use super::author::Author;
 use super::decode_error::{DecodeError, DecodeResult};
 use super::layout::layout;
 use super::magic;
@@ -110,8 +110,7 @@ pub struct Status {
 impl Status {
     /// The object's bytes.
     pub fn encode(&self) -> [u8; STATUS_LEN] {
-        let (site, site_len) = put_text::<NAME_FIELD_LEN>(self.author.site.as_str());
-        let (host_name, host_name_len) = put_text::<HOST_FIELD_LEN>(&self.author.process.host_name);
+        let ((site, site_len), (host_name, host_name_len)) = self.author.texts();
         let fields = StatusFields {
             mode: self.mode.number(),
             site_len,
@@ -139,15 +138,12 @@ impl Status {
         if bytes.len() != STATUS_LEN {
             return Err(DecodeError::value(WHAT, format!("{} bytes, must be {STATUS_LEN}", bytes.len())));
         }
-        let process = ProcessIdentity {
-            host: f.host,
-            host_name: take_text(WHAT, &f.host_name, f.host_name_len)?.to_owned(),
-            pid: f.pid,
-            started: f.process_started,
-        };
+        let process = (f.host, f.pid, f.process_started);
+        let (site, host) = ((&f.site, f.site_len), (&f.host_name, f.host_name_len));
+        let author = Author::from_fields(WHAT, site, host, f.writer, process)?;
         Ok(Status {
             domain: f.domain,
-            author: Author { site: take_name(WHAT, &f.site, f.site_len)?, writer: f.writer, process },
+            author,
             generation: f.generation,
             mode: Mode::from_number(f.mode)?,
             point: SegmentRef::new(f.point_generation, f.point_segment),

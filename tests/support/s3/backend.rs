@@ -57,6 +57,15 @@ impl Backend {
 }
 
 impl ReadConditions {
+    fn new(
+        if_match: Option<ETagCondition>,
+        if_none_match: Option<ETagCondition>,
+        if_modified_since: Option<Timestamp>,
+        if_unmodified_since: Option<Timestamp>,
+    ) -> ReadConditions {
+        ReadConditions { if_match, if_none_match, if_modified_since, if_unmodified_since }
+    }
+
     /// The order and the precedence of RFC 9110, section 13.2.2.
     fn check(&self, entry: Entry) -> S3Result<()> {
         let failed = || Err(S3Error::new(S3ErrorCode::PreconditionFailed));
@@ -116,13 +125,8 @@ impl S3 for Backend {
     async fn get_object(&self, req: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
         let input = req.input;
         let (entry, file) = self.catalog.open_object(&input.bucket, &input.key)?;
-        let conditions = ReadConditions {
-            if_match: input.if_match,
-            if_none_match: input.if_none_match,
-            if_modified_since: input.if_modified_since,
-            if_unmodified_since: input.if_unmodified_since,
-        };
-        conditions.check(entry)?;
+        let (since, not_since) = (input.if_modified_since, input.if_unmodified_since);
+        ReadConditions::new(input.if_match, input.if_none_match, since, not_since).check(entry)?;
         let range = match input.range {
             Some(range) => range.check(entry.len).map_err(|_| S3Error::new(S3ErrorCode::InvalidRange))?,
             None => 0..entry.len,
@@ -142,13 +146,8 @@ impl S3 for Backend {
     async fn head_object(&self, req: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
         let input = req.input;
         let (entry, _) = self.catalog.open_object(&input.bucket, &input.key)?;
-        let conditions = ReadConditions {
-            if_match: input.if_match,
-            if_none_match: input.if_none_match,
-            if_modified_since: input.if_modified_since,
-            if_unmodified_since: input.if_unmodified_since,
-        };
-        conditions.check(entry)?;
+        let (since, not_since) = (input.if_modified_since, input.if_unmodified_since);
+        ReadConditions::new(input.if_match, input.if_none_match, since, not_since).check(entry)?;
         Ok(S3Response::new(HeadObjectOutput {
             accept_ranges: Some("bytes".to_owned()),
             content_length: Some(length(entry.len)?),
