@@ -37,8 +37,16 @@ impl Cancel {
     /// Fails once it was asked to stop.
     pub fn check(&self) -> Result<()> {
         match self.is_cancelled() {
-            true => Err(Error::new(ErrorKind::Cancelled, "stopped as asked; run it again to go on")),
+            true => Err(stopped()),
             false => Ok(()),
+        }
+    }
+
+    /// What `work` answers, or an error as soon as it is asked to stop; then `work` is dropped where it stands.
+    pub async fn or_stop<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            done = work => done,
+            () = self.cancelled() => Err(stopped()),
         }
     }
 
@@ -47,6 +55,10 @@ impl Cancel {
         // The sender lives as long as this clone, so waiting cannot fail.
         let _ = self.flag.subscribe().wait_for(|set| *set).await;
     }
+}
+
+fn stopped() -> Error {
+    Error::new(ErrorKind::Cancelled, "stopped as asked; run it again to go on")
 }
 
 #[cfg(test)]

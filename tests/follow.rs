@@ -308,3 +308,44 @@ async fn points_stay_in_order_and_at_is_honest_when_the_clock_steps_back() {
     let none = world.run(RehydrateRequest { target, ..world.request() }).await.unwrap_err();
     assert_eq!(none.kind(), ErrorKind::NotFound, "{none}");
 }
+
+/// A continuous rehydration as a process.
+fn start(world: &World, until: Option<SegmentNo>) -> std::process::Child {
+    let path = |sub: &str| world.dir.path().join(sub);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_freshet"));
+    command.args(["rehydrate", "--continuous", "--store", world.site.url(), "--domain", world.domain.as_str()]);
+    command.arg("--datastore").arg(path("datastore")).arg("--log-store").arg(path("log"));
+    command.args(["--log-size", &LOG.to_string()]);
+    if let Some(until) = until {
+        command.args(["--until", &until.get().to_string()]);
+    }
+    let quiet = std::process::Stdio::null;
+    command.stdin(quiet()).stdout(quiet()).spawn().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_is_killed_again_and_again_comes_to_the_same_bytes() {
+    let seed = std::env::var("FRESHET_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
+    println!("FRESHET_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let world = World::new(&[("web", "root"), ("db", "data")]).await;
+    world.make("web", "root", 64 * MIB, &[(0, 20 * MIB)]);
+    world.make("db", "data", 16 * MIB + 7, &[(MIB, 3 * MIB)]);
+    let mut last = world.replicate(0).await;
+    for round in 0..8 {
+        let mut follower = start(&world, None);
+        for _ in 0..3 {
+            world.change("web", "root", random.u64(0..60) * MIB, random.u64(1..4 * MIB), random.u64(1..1 << 30));
+            world.change("db", "data", random.u64(0..16 * MIB), 7, random.u64(1..1 << 30));
+            last = world.replicate(if round == 5 { 0 } else { NEVER }).await;
+        }
+        tokio::time::sleep(Duration::from_millis(random.u64(0..400))).await;
+        assert!(follower.try_wait().unwrap().is_none(), "it ended by itself");
+        follower.kill().unwrap();
+        follower.wait().unwrap();
+    }
+    let status = start(&world, Some(last.point.segment)).wait().unwrap();
+    assert!(status.success(), "{status}");
+    world.assert_disks(&world.images());
+    assert_eq!(world.rehydrate().await.written, 0);
+}

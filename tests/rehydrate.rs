@@ -225,6 +225,22 @@ async fn foreign_files_and_a_second_run_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_disk_whose_file_was_removed_or_replaced_comes_back_whole() {
+    let world = three_disks().await;
+    world.replicate(0).await;
+    world.rehydrate().await;
+    for replace in [false, true] {
+        let path = world.target("web", "root");
+        std::fs::remove_file(&path).unwrap();
+        if replace {
+            std::fs::write(&path, vec![0xee; 1 << 20]).unwrap();
+        }
+        world.rehydrate().await;
+        world.assert_disks(&world.images());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_vm_of_a_domain_never_leaves_another_at_a_different_point() {
     let world = three_disks().await;
     world.replicate(0).await;

@@ -30,13 +30,13 @@ pub(super) struct TargetDisk {
     pub(super) file: FileId,
 }
 
-/// What became of a disk's file when it was opened.
+/// What stands at a disk's place before it is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Opened {
-    /// It was created now, all holes.
-    Created,
-    /// It was there.
-    Kept,
+pub(super) enum Place {
+    /// Nothing, or what is to be overwritten: the file is created, all holes.
+    Free,
+    /// A file that this domain's rehydration made.
+    Ours,
 }
 
 /// The disks of a domain in the order in which they were opened; positions stay.
@@ -60,14 +60,11 @@ impl DiskSet {
         Ok(self.root.join(vm.name.key()).join(format!("{}.raw", disk.name.key())))
     }
 
-    /// Opens a disk's file, or creates it. `known` tells that this domain's rehydration made it earlier.
-    pub(super) fn open(
-        &self,
-        catalogue: &Catalogue,
-        disk: &DiskInfo,
-        known: bool,
-        overwrite: bool,
-    ) -> Result<(u32, Opened)> {
+    /// What stands at a disk's place; changes nothing. `known` tells that this domain's rehydration made it earlier.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Refused`] where something else stands there that is not to be overwritten.
+    pub(super) fn look(&self, catalogue: &Catalogue, disk: &DiskInfo, known: bool, overwrite: bool) -> Result<Place> {
         let path = self.path(catalogue, disk)?;
         let exists = match std::fs::symlink_metadata(&path) {
             Ok(meta) if meta.is_file() => true,
@@ -78,28 +75,33 @@ impl DiskSet {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
             Err(e) => return Err(Error::io(format!("look at {}", path.display()), e)),
         };
-        let opened = match (exists, known) {
-            (true, true) => Opened::Kept,
+        match (exists, known) {
+            (true, true) => Ok(Place::Ours),
             (true, false) if !overwrite => {
                 let why = "exists and was not made by a rehydration of this domain";
                 let advice = "move it away, choose another datastore, or replace it with --overwrite";
-                return Err(Error::new(ErrorKind::Refused, format!("{} {why}: {advice}", path.display())));
+                Err(Error::new(ErrorKind::Refused, format!("{} {why}: {advice}", path.display())))
             }
-            _ => Opened::Created,
-        };
-        if opened == Opened::Created {
+            _ => Ok(Place::Free),
+        }
+    }
+
+    /// Opens a disk's file where it is ours, and creates it where its place is free. The hydration map must name the disk
+    /// durably by then: a kill after the creation would leave a file that nobody knows as ours.
+    pub(super) fn open(&self, catalogue: &Catalogue, disk: &DiskInfo, place: Place) -> Result<()> {
+        let path = self.path(catalogue, disk)?;
+        if place == Place::Free {
             create_empty(&path, disk.size)?;
         }
         let file = self.engine.open(&path, Access::Write)?;
-        if opened == Opened::Kept && self.engine.file_info(file)?.len != disk.size {
+        if place == Place::Ours && self.engine.file_info(file)?.len != disk.size {
             self.engine.execute(file, Op::SetLen(disk.size)).result?;
         }
         let label = catalogue.disk_label(disk.id);
         let target = TargetDisk { id: disk.id, label, path, size: disk.size, file };
         let mut disks = self.disks.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         disks.push(Arc::new(target));
-        let position = u32::try_from(disks.len() - 1).expect("a catalogue has fewer disks");
-        Ok((position, opened))
+        Ok(())
     }
 
     /// The disk at a position.

@@ -100,7 +100,12 @@ impl Session {
                 seen.full = false;
             }
             if seen.point.is_none() && !seen.full {
-                match told.recv().await {
+                // Asked to stop, it does not wait for a segment that may be long on its way.
+                let message = tokio::select! {
+                    message = told.recv() => message,
+                    () = self.cancel.cancelled() => return self.cancel.check().map(|()| End::Done),
+                };
+                match message {
                     Some(message) => self.hear(&mut seen, message),
                     None => return Ok(End::Done),
                 }

@@ -68,10 +68,14 @@ pub async fn rehydrate(
 ) -> Result<RehydrateReport> {
     request.validate()?;
     progress.stage("opening");
-    let mut domain = Domain::open(site, &request.domain).await?;
-    domain.tip().await?;
     let (mode, target) = (request.mode, request.target);
-    let Choice { point, passed_over } = choose(&domain, target).await?;
+    let look = async {
+        let mut domain = Domain::open(site, &request.domain).await?;
+        domain.tip().await?;
+        let choice = choose(&domain, target).await?;
+        Ok((domain, choice))
+    };
+    let (domain, Choice { point, passed_over }) = cancel.or_stop(look).await?;
     let mut session = Session::open(domain, request, progress, cancel)?;
     session.passed_over = passed_over;
     match mode {
@@ -216,18 +220,21 @@ impl Session {
     async fn bridge(&mut self, error: &Error) -> Result<Option<PointInfo>> {
         self.note(format!("{error}: waiting for the next manifest to bridge it"));
         let stuck_at = self.tracker().state().applied();
-        while !self.cancel.is_cancelled() {
-            let newest = self.choose_again(Target::Newest).await?;
-            let found = self.domain().manifest_at_or_before(newest.at.segment).await?;
-            if found.manifest.is_some_and(|m| m.cut.segment > stuck_at.segment) {
-                return Ok(Some(newest));
+        let cancel = self.cancel.clone();
+        let look = async {
+            loop {
+                let newest = self.choose_again(Target::Newest).await?;
+                let found = self.domain().manifest_at_or_before(newest.at.segment).await?;
+                if found.manifest.is_some_and(|m| m.cut.segment > stuck_at.segment) {
+                    return Ok(newest);
+                }
+                tokio::time::sleep(BRIDGE_POLL).await;
             }
-            tokio::select! {
-                () = tokio::time::sleep(BRIDGE_POLL) => {}
-                () = self.cancel.cancelled() => {}
-            }
+        };
+        match cancel.or_stop(look).await {
+            Err(e) if e.kind() == ErrorKind::Cancelled => Ok(None),
+            found => found.map(Some),
         }
-        Ok(None)
     }
 
     /// The last sync, the watermark, and the report.

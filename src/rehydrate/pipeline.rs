@@ -80,40 +80,39 @@ impl Pipeline {
         })
     }
 
-    /// Fetches and places all ranges that come, then waits until everything is written, synced and committed.
-    pub(super) async fn run(&self, source: Arc<FrameSource>, mut work: mpsc::Receiver<RangeWork>) -> Result<()> {
-        let mut fetches = JoinSet::new();
-        let fed = loop {
-            while let Some(done) = fetches.try_join_next() {
-                joined(done)?;
-            }
-            let next = tokio::select! {
-                next = work.recv() => next,
-                () = self.cancel.cancelled() => break self.cancel.check(),
-            };
-            let Some(range) = next else { break Ok(()) };
-            if let Err(e) = self.tracker.check() {
-                break Err(e);
-            }
-            let permits = self.permits(&range).await?;
-            let (tracker, jobs, source) = (Arc::clone(&self.tracker), self.jobs.clone(), Arc::clone(&source));
-            tracker.job_begins();
-            fetches.spawn(async move {
-                let result = fetch(&tracker, jobs.as_ref(), source, range, permits).await;
-                if let Err(e) = result {
-                    tracker.fail(e);
-                    tracker.job_ends();
-                }
-            });
-        };
-        drop(work);
-        while let Some(done) = fetches.join_next().await {
-            joined(done)?;
-        }
+    /// Fetches and places all ranges that come, then waits until everything is written, synced and committed. Asked to
+    /// stop, or after an error, it waits for no fetch: a slow store must not keep a program that shall end.
+    pub(super) async fn run(&self, source: Arc<FrameSource>, work: mpsc::Receiver<RangeWork>) -> Result<()> {
+        // Dropped where it stands, it aborts its fetches.
+        let fetched = self.cancel.or_stop(self.fetch_all(source, work)).await;
         let tracker = Arc::clone(&self.tracker);
         let flushed = tokio::task::spawn_blocking(move || tracker.flush()).await;
         flushed.map_err(|e| Error::with_source(ErrorKind::Internal, "wait for the disks", e))??;
-        fed
+        fetched
+    }
+
+    /// Fetches all ranges that come and hands them to the decode threads.
+    async fn fetch_all(&self, source: Arc<FrameSource>, mut work: mpsc::Receiver<RangeWork>) -> Result<()> {
+        let mut fetches = JoinSet::new();
+        while let Some(range) = work.recv().await {
+            while let Some(done) = fetches.try_join_next() {
+                joined(done)?;
+            }
+            self.tracker.check()?;
+            let permits = self.permits(&range).await?;
+            let (jobs, source, begun) = (self.jobs.clone(), Arc::clone(&source), Begun::new(&self.tracker));
+            fetches.spawn(async move {
+                let tracker = Arc::clone(&begun.tracker);
+                if let Err(e) = fetch(begun, jobs.as_ref(), source, range, permits).await {
+                    tracker.fail(e);
+                }
+            });
+        }
+        while let Some(done) = fetches.join_next().await {
+            joined(done)?;
+            self.tracker.check()?;
+        }
+        Ok(())
     }
 
     /// The range's share of requests and bytes; waits for both.
@@ -128,28 +127,53 @@ impl Pipeline {
     }
 }
 
+/// A job that the tracker counts from here until it is handed to a decode thread, or dropped: also where its fetch is
+/// aborted.
+struct Begun {
+    tracker: Arc<Tracker>,
+    handed_on: bool,
+}
+
+impl Begun {
+    fn new(tracker: &Arc<Tracker>) -> Begun {
+        tracker.job_begins();
+        Begun { tracker: Arc::clone(tracker), handed_on: false }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if !self.handed_on {
+            self.tracker.job_ends();
+        }
+    }
+}
+
 fn joined(done: std::result::Result<(), tokio::task::JoinError>) -> Result<()> {
     done.map_err(|e| Error::with_source(ErrorKind::Internal, "a fetch ended abnormally", e))
 }
 
 async fn fetch(
-    tracker: &Tracker,
+    mut begun: Begun,
     jobs: Option<&Sender<Job>>,
     source: Arc<FrameSource>,
     work: RangeWork,
     permits: Vec<tokio::sync::OwnedSemaphorePermit>,
 ) -> Result<()> {
+    let tracker = Arc::clone(&begun.tracker);
     let quarantine = |why: &str| {
         for planned in &work.frames {
             planned.pieces().for_each(|p| tracker.quarantine(planned.disk, p.offset, u64::from(p.len), why));
         }
-        tracker.job_ends();
     };
     match source.fetch(work.segment, work.start..work.end).await {
         Ok(Some(parts)) => {
             let gone = || Error::new(ErrorKind::Internal, "the decode threads are gone");
             // The channel holds as many jobs as there are requests, so this does not block.
-            jobs.ok_or_else(gone)?.send(Job { work, parts, source, _permits: permits }).map_err(|_| gone())
+            jobs.ok_or_else(gone)?.send(Job { work, parts, source, _permits: permits }).map_err(|_| gone())?;
+            // The decode thread tells its end.
+            begun.handed_on = true;
+            Ok(())
         }
         Ok(None) => {
             quarantine(&format!("segment {} is missing", work.segment));

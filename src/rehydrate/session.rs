@@ -1,7 +1,7 @@
 //! One run of a rehydration: what is open, and the state of the disks at this site.
 //!
-//! It owns the order of things: the lock before anything is touched, the disks before the map names them, the map before
-//! bytes change, the watermark last.
+//! It owns the order of things: the lock before anything is touched, the map names a disk before its file is created, the
+//! map before bytes change, the watermark last.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::progress::Progress;
 use crate::store::{Domain, PointInfo};
 
 use super::budget::Budget;
-use super::disks::{DiskSet, Opened, create_dirs_durably, stamp};
+use super::disks::{DiskSet, Place, create_dirs_durably, stamp};
 use super::pipeline::Pipeline;
 use super::reconcile::Reconciler;
 use super::request::RehydrateRequest;
@@ -157,22 +157,24 @@ impl Session {
         let selected = self.selected(catalogue)?;
         let disks = Arc::clone(&self.reconciler.disks);
         self.refuse_partial(catalogue, &selected)?;
+        let mut to_open = Vec::new();
         for disk in &selected {
-            let position = disks.position(disk.id);
-            if let Some(position) = position {
-                if disks.get(position).size != disk.size {
-                    disks.resize(position, disk.size)?;
-                    self.resize_state(disk);
-                }
+            let Some(position) = disks.position(disk.id) else {
+                let known = self.map_lost || self.tracker().state().disk(disk.id).is_some();
+                to_open.push((disk, disks.look(catalogue, disk, known, self.request.overwrite)?));
                 continue;
+            };
+            if disks.get(position).size != disk.size {
+                disks.resize(position, disk.size)?;
+                self.resize_state(disk);
             }
-            let known = self.map_lost || self.tracker().state().disk(disk.id).is_some();
-            let (_, opened) = disks.open(catalogue, disk, known, self.request.overwrite)?;
-            let in_map = self.tracker().state().disk(disk.id).is_some();
-            match (opened, in_map) {
-                (Opened::Created, _) => self.tracker().state().add_empty(disk.id, disk.size, empty_is_valid)?,
-                (Opened::Kept, false) => self.tracker().state().add_unknown(disk.id, disk.size)?,
-                (Opened::Kept, true) => {
+        }
+        self.name_new(&to_open)?;
+        for (disk, place) in to_open {
+            disks.open(catalogue, disk, place)?;
+            match place {
+                Place::Free => self.tracker().state().add_empty(disk.id, disk.size, empty_is_valid)?,
+                Place::Ours => {
                     self.resize_state(disk);
                     self.doubt_if_changed(disk.id, &disks.path(catalogue, disk)?)?;
                 }
@@ -184,6 +186,20 @@ impl Session {
         self.tracker().state().retain(|id| selected.iter().any(|d| d.id == id));
         self.catalogue = catalogue.clone();
         Ok(())
+    }
+
+    /// Names disks whose files will be created, or that the map lacks, in the map, durably, as holding anything: so that
+    /// whenever this run ends their files are known as ours, and nothing that was valid in a former file counts.
+    fn name_new(&self, disks: &[(&DiskInfo, Place)]) -> Result<()> {
+        let mut state = self.tracker().state();
+        let mut any = false;
+        for (disk, place) in disks {
+            if *place == Place::Free || state.disk(disk.id).is_none() {
+                state.add_unknown(disk.id, disk.size)?;
+                any = true;
+            }
+        }
+        if any { state.commit() } else { Ok(()) }
     }
 
     fn resize_state(&self, disk: &DiskInfo) {

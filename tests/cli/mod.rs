@@ -3,6 +3,7 @@
 mod continuous;
 mod more;
 mod places;
+mod signals;
 mod sites;
 mod strangers;
 mod usage;

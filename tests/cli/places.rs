@@ -174,3 +174,26 @@ fn datastores_and_log_stores_that_are_not_there_are_named_and_not_made() {
     assert_eq!(std::fs::read(&file).unwrap(), b"x");
     assert_eq!(contents(&setup.path("ds")), []);
 }
+
+#[test]
+fn what_is_no_plain_file_at_a_disks_place_is_refused_even_to_overwrite() {
+    let setup = Setup::new();
+    assert_eq!(setup.replicate().code, 0);
+    let target = setup.path("ds").join("prod%2F%CE%B1/web%20server/d.1.raw");
+    let precious = setup.path("precious");
+    std::fs::write(&precious, "somebody's").unwrap();
+    std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+    for link in [true, false] {
+        match link {
+            true => std::os::unix::fs::symlink(&precious, &target).unwrap(),
+            false => std::fs::create_dir(&target).unwrap(),
+        }
+        let refused = setup.rehydrate(&["--overwrite"]);
+        assert_eq!(refused.code, 4, "{refused:?}");
+        assert!(refused.stderr.contains("not a plain file") && refused.stderr.contains("d.1.raw"), "{refused:?}");
+        if link { std::fs::remove_file(&target).unwrap() } else { std::fs::remove_dir(&target).unwrap() }
+    }
+    assert_eq!(std::fs::read(&precious).unwrap(), b"somebody's");
+    assert_eq!(setup.rehydrate(&[]).code, 0);
+    setup.assert_same();
+}
