@@ -309,6 +309,24 @@ async fn points_stay_in_order_and_at_is_honest_when_the_clock_steps_back() {
     assert_eq!(none.kind(), ErrorKind::NotFound, "{none}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn until_a_number_that_is_no_point_ends_at_the_first_point_after_it() {
+    let (world, first) = one_disk().await;
+    let inside = SegmentNo::new(first.point.segment.get() + 2);
+    let mut follower = Follower::start(&world, Some(inside));
+    follower.wait_applied(&first).await;
+    world.change("web", "root", 30 * MIB, 3 * MIB, 71);
+    let request = ReplicateRequest { segment_bytes: 64 << 10, manifest_every: NEVER, ..world.replicate_request() };
+    let next = replicate(&world.site, request, Arc::new(Progress::new()), Cancel::new()).await.unwrap();
+    assert!(next.point.segment > inside, "{next:?}");
+    let images = world.images();
+    world.change("web", "root", 40 * MIB, MIB, 81);
+    world.replicate(NEVER).await;
+    let report = tokio::time::timeout(PATIENCE, follower.run).await.unwrap().unwrap().unwrap();
+    assert_eq!((report.point, report.between_points), (next.point, false));
+    world.assert_disks(&images);
+}
+
 /// A continuous rehydration as a process.
 fn start(world: &World, until: Option<SegmentNo>) -> std::process::Child {
     let path = |sub: &str| world.dir.path().join(sub);
