@@ -19,6 +19,7 @@ use freshet::error::{ErrorKind, Result};
 use freshet::ids::{Name, SegmentNo, Time};
 use freshet::progress::{Progress, Snapshot};
 use freshet::rehydrate::{Mode, RehydrateReport, RehydrateRequest, Target, rehydrate};
+use freshet::store::{DomainWriter, StartOptions};
 use world::{LOG, World};
 
 const MIB: u64 = 1 << 20;
@@ -307,6 +308,47 @@ async fn points_stay_in_order_and_at_is_honest_when_the_clock_steps_back() {
     let target = Target::At(Time::from_millis(2_950_000));
     let none = world.run(RehydrateRequest { target, ..world.request() }).await.unwrap_err();
     assert_eq!(none.kind(), ErrorKind::NotFound, "{none}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_without_a_base_takes_nothing_back_and_what_it_hides_is_told() {
+    let (world, first) = one_disk().await;
+    let at_first = world.images();
+    world.change("web", "root", 30 * MIB, MIB, 91);
+    let second = world.replicate(NEVER).await;
+    // One that had the second point, and one that comes anew.
+    world.rehydrate().await;
+    let owner = world.replicate_request().site;
+    let writer = DomainWriter::start(&world.site, &world.domain, &owner, StartOptions::default()).await.unwrap();
+    let records = writer.view().await.ownership().records();
+    writer.finish().await.unwrap();
+    // As if it had died between claim and base.
+    let base = world.dir.path().join("site").join(freshet::store::keys::owner(&world.domain, records));
+    let kept = world.dir.path().join("kept-record");
+    std::fs::rename(&base, &kept).unwrap();
+    for continuous in [false, true] {
+        let report = match continuous {
+            false => world.rehydrate().await,
+            true => Follower::start(&world, Some(second.point.segment)).run.await.unwrap().unwrap(),
+        };
+        assert_eq!((report.point, report.written), (second.point, 0));
+        assert!(report.passed_over.iter().any(|p| p.contains("claimed generation")), "{:?}", report.passed_over);
+        world.assert_disks(&world.images());
+    }
+    let anew = |dir: &str| {
+        let dir = world.dir.path().join(dir);
+        std::fs::create_dir_all(&dir).unwrap();
+        world.run(RehydrateRequest { datastore: dir.clone(), log_store: dir, ..world.request() })
+    };
+    let report = anew("anew").await.unwrap();
+    assert_eq!(report.point, first.point);
+    assert!(report.passed_over.iter().any(|p| p.contains("freshet replicate")), "{:?}", report.passed_over);
+    let disk = world.target("web", "root");
+    let there = world.dir.path().join("anew").join(disk.strip_prefix(world.dir.path().join("datastore")).unwrap());
+    world::assert_same_files(&there, &at_first[0]);
+    std::fs::rename(&kept, &base).unwrap();
+    let report = anew("anew").await.unwrap();
+    assert_eq!((report.point, report.passed_over.len()), (second.point, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

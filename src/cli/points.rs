@@ -40,9 +40,10 @@ impl Points {
             table.add_row([&number, &generation, &p.time.to_string(), &age(age_ms), &p.vms.len().to_string(), fuzzy]);
         }
         let text = if list.is_empty() { "no points yet".to_owned() } else { table.trim_fmt() };
-        let json = json!({ "domain": self.domain.domain.as_str(), "points": list, "warnings": points.warnings() });
-        let lost =
-            points.warnings().first().map(|w| format!("{} objects cannot be read: {w}", points.warnings().len()));
+        let hidden = domain.hidden();
+        let warnings: Vec<&String> = points.warnings().iter().chain(&hidden).collect();
+        let json = json!({ "domain": self.domain.domain.as_str(), "points": list, "warnings": warnings });
+        let lost = warnings.first().map(|w| format!("points may be missing, for {} reasons: {w}", warnings.len()));
         Ok(Report::new(&json, text)?.incomplete(lost))
     }
 }

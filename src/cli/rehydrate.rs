@@ -114,7 +114,7 @@ fn report(done: &RehydrateReport, continuous: bool) -> Result<Report> {
         why.push(format!("the disks equal no point, they are past point {}: run it again", done.point.segment));
     }
     if let Some(first) = done.passed_over.first() {
-        why.push(format!("{} objects that may hold a newer point cannot be read: {first}", done.passed_over.len()));
+        why.push(format!("there may be a newer point, {} things are in its way: {first}", done.passed_over.len()));
     }
     let mut json = json(done);
     if continuous {

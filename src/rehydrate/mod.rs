@@ -78,6 +78,10 @@ pub async fn rehydrate(
     let (domain, Choice { point, passed_over }) = cancel.or_stop(look).await?;
     let mut session = Session::open(domain, request, progress, cancel)?;
     session.passed_over = passed_over;
+    let point = match session.remember() {
+        true if !matches!(target, Target::Point(_)) => session.choose_again(target).await?,
+        _ => point,
+    };
     match mode {
         Mode::AsNeeded => session.reach(target, point).await?,
         Mode::Continuous { until } => session.go_on(point, until).await?,
@@ -109,7 +113,10 @@ async fn choose(domain: &Domain, target: Target) -> Result<Choice> {
         }
     };
     // Where the newest segment of all ends at the point, nothing can be hidden.
-    let passed_over = if point.at == domain.known_tip() { Vec::new() } else { warnings };
+    let mut passed_over = if point.at == domain.known_tip() { Vec::new() } else { warnings };
+    if !matches!(target, Target::Point(_)) {
+        passed_over.extend(domain.hidden());
+    }
     Ok(Choice { point, passed_over })
 }
 
@@ -129,6 +136,15 @@ impl Session {
     async fn choose_after_take_over(&mut self, target: Target) -> Result<PointInfo> {
         self.note("the domain was taken over: going back to what it inherits".into());
         self.choose_again(target).await
+    }
+
+    /// Lets what was applied and landed here count on; whether that brings anything back.
+    fn remember(&mut self) -> bool {
+        let (applied, landed) = (self.tracker().state().applied(), self.log.held().landed);
+        let before = self.domain().known_tip();
+        self.reconciler.domain.remember(applied);
+        self.reconciler.domain.remember(landed);
+        self.domain().known_tip() != before
     }
 
     async fn choose_again(&mut self, target: Target) -> Result<PointInfo> {

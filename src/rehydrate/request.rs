@@ -163,7 +163,7 @@ pub struct RehydrateReport {
     pub damage: Vec<Damage>,
     /// What the disk engine is and had to do without.
     pub engine: String,
-    /// Objects that could not be read when the point was chosen: each may hide a newer one.
+    /// What could not be read, or does not count yet, when the point was chosen: each may hide a newer one.
     pub passed_over: Vec<String>,
     /// What else to know.
     pub notes: Vec<String>,

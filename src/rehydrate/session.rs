@@ -39,7 +39,7 @@ pub(super) struct Session {
     pub(super) applied_points: u64,
     pub(super) point: Option<PointInfo>,
     pub(super) notes: Vec<String>,
-    /// What could not be read when the point was chosen.
+    /// What may hide a newer point than the one that was chosen.
     pub(super) passed_over: Vec<String>,
     /// The hydration map was lost: files at the disks' places are ours, with unknown content.
     map_lost: bool,

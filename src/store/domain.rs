@@ -117,6 +117,23 @@ impl Domain {
         Ok(self.horizon.tip())
     }
 
+    /// An earlier run of this reader accepted `at`, which this type or a clone of it gave out: see [`Horizon::remember`].
+    pub fn remember(&mut self, at: SegmentRef) {
+        self.horizon.remember(at);
+    }
+
+    /// Why segments may exist that do not count yet, and what ends that; `None` where nothing waits.
+    pub fn hidden(&self) -> Option<String> {
+        let claim = self.ownership().unsettled()?;
+        let age = super::liveness::age(self.site.now().millis_since(claim.claimed));
+        let (who, generation) = (&claim.author.site, claim.generation);
+        let why = format!("site {who} claimed generation {generation} {age} ago and has not said what it goes on from");
+        Some(format!(
+            "{why}: segments after {} wait for that, and the next `freshet replicate` says it",
+            self.known_tip()
+        ))
+    }
+
     /// The newest segment known to count, without looking.
     pub fn known_tip(&self) -> SegmentRef {
         self.horizon.tip()

@@ -60,6 +60,15 @@ impl Horizon {
         true
     }
 
+    /// An earlier run accepted `at`, by this rule: it counts on until a settled base cuts it off. So a claim whose author
+    /// died before it settled one takes nothing back from who was there before.
+    pub fn remember(&mut self, at: SegmentRef) {
+        let stands = matches!(self.ownership.acceptance(at), Acceptance::Open | Acceptance::Sealed { .. });
+        if stands && at.segment > self.tip().segment {
+            self.accepted = at;
+        }
+    }
+
     /// The next owner record exists.
     pub fn record(&mut self, record: &OwnerRecord) -> Effect {
         self.ownership.apply(record)
@@ -134,6 +143,22 @@ mod tests {
         cut.record(log.base(2, at(1, 3)).last());
         assert_eq!((cut.tip(), cut.locate(SegmentNo::new(4))), (at(1, 3), None));
         assert_eq!(cut.locate(SegmentNo::new(3)), Some(at(1, 3)));
+    }
+
+    #[test]
+    fn what_an_earlier_run_accepted_counts_until_a_base_cuts_it_off() {
+        let sealed = Log::new().claim("P", 1).base(1, at(0, 0)).take_over("R", 2);
+        let mut horizon = Horizon::new(sealed.fold());
+        assert_eq!(horizon.tip(), at(0, 0));
+        horizon.remember(at(1, 5));
+        horizon.remember(at(1, 2));
+        assert_eq!((horizon.tip(), horizon.locate(SegmentNo::new(4))), (at(1, 5), Some(at(1, 4))));
+        horizon.record(sealed.clone().base(2, at(1, 3)).last());
+        assert_eq!(horizon.tip(), at(1, 3));
+        horizon.remember(at(1, 5));
+        assert_eq!(horizon.tip(), at(1, 3), "cut off for ever");
+        horizon.remember(at(7, 9));
+        assert_eq!(horizon.tip(), at(1, 3), "of no generation that there is");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::whole::Setup;
 use super::{Ran, freshet, ran};
-use crate::support::mounts::{mount_memory, resize, set_read_only, with_own_mounts};
+use crate::support::mounts::{mount_memory, remount, set_read_only, with_own_mounts};
 
 impl Setup {
     /// Rehydrates into `ds` with the log in `logs`.
@@ -46,9 +46,29 @@ fn a_full_datastore_is_named_and_gone_on_with_when_there_is_room() {
         assert_eq!((full.code, full.json()["error"]["kind"].as_str()), (10, Some("full")), "{full:?}");
         assert!(full.stderr.contains(setup.path("ds").to_str().unwrap()), "it does not say where: {full:?}");
         assert!(full.stderr.contains("No space left"), "{full:?}");
-        resize(&setup.path("ds"), "64m");
+        remount(&setup.path("ds"), "size=64m");
         let done = setup.rehydrate_apart(&[]);
         assert_eq!(done.code, 0, "{done:?}");
+        setup.assert_same();
+    });
+}
+
+#[test]
+fn a_run_that_ended_between_the_creation_of_two_disks_is_gone_on_with() {
+    with_own_mounts("a datastore without inodes", || {
+        let setup = Setup::new();
+        assert_eq!(setup.replicate().code, 0);
+        setup.dir("logs");
+        // Enough for what is ours and the first disk; the others cannot be created.
+        mount_memory("tmpfs", &setup.path("ds"), "nr_inodes=7");
+        let full = setup.rehydrate_apart(&[]);
+        assert_eq!(full.code, 10, "{full:?}");
+        let created =
+            contents(&setup.path("ds")).iter().filter(|(p, _)| p.extension().is_some_and(|e| e == "raw")).count();
+        assert!((1..3).contains(&created), "{created} of three disks were created: {full:?}");
+        remount(&setup.path("ds"), "nr_inodes=100");
+        let done = setup.rehydrate_apart(&[]);
+        assert_eq!(done.code, 0, "its own disk is a stranger to it: {done:?}");
         setup.assert_same();
     });
 }
@@ -65,7 +85,7 @@ fn a_log_store_without_room_is_named_and_left_as_it_was() {
         assert!(full.stderr.contains("replication log") && full.stderr.contains("142606336 bytes"), "{full:?}");
         let left = contents(&setup.path("logs"));
         assert_eq!(left, [(setup.path("logs").join("other"), b"kept".to_vec())], "half a log was left");
-        resize(&setup.path("logs"), "160m");
+        remount(&setup.path("logs"), "size=160m");
         assert_eq!(setup.rehydrate_apart(&[]).code, 0);
         setup.assert_same();
     });

@@ -28,9 +28,9 @@ pub(crate) fn mount_memory(kind: &str, at: &Path, options: &str) {
     mount("none", at, kind, MountFlags::empty(), data.as_c_str()).unwrap();
 }
 
-/// Gives a mounted tmpfs another size.
-pub(crate) fn resize(at: &Path, size: &str) {
-    mount_remount(at, MountFlags::empty(), format!("size={size}")).unwrap();
+/// Gives a mounted tmpfs other limits, such as `size=64m`.
+pub(crate) fn remount(at: &Path, options: &str) {
+    mount_remount(at, MountFlags::empty(), options).unwrap();
 }
 
 /// Makes a mounted file system read-only, or writable again.
