@@ -183,7 +183,9 @@ fn a_callback_that_panics_harms_nobody(variant: Variant) {
     }
     rig.engine.write_all_blocking(file, 0, &pattern(99, 8192)).unwrap();
     rig.engine.close(file).unwrap();
-    assert_eq!(rig.slab.in_use(), 0);
+    // Each worker gives its slot back when it has borne the panic, which may be after the last write of another one.
+    let all: Vec<_> = (0..16).map(|_| rig.slab.take_timeout(std::time::Duration::from_secs(60))).collect();
+    assert!(all.iter().all(Option::is_some), "a slot is lost");
     assert!(rig.contents("disk")[..8192] == pattern(99, 8192));
 }
 
