@@ -133,10 +133,13 @@ fn json(done: &RehydrateReport) -> Value {
         "fuzzy": done.fuzzy,
         "disks": done.disks.iter().map(disk).collect::<Vec<_>>(),
         "bytes": {
-            "logical": done.logical, "live": done.live, "written": done.written,
+            "logical": done.logical, "planned": done.planned, "written": done.written,
             "fetched": done.fetched, "kept": done.kept,
         },
         "landed_segments": done.landed_segments,
+        "landing": {
+            "segments": done.landing.segments, "bytes": done.landing.bytes, "seconds": done.landing.seconds,
+        },
         "applied_points": done.applied_points,
         "seconds": done.seconds,
         "plan_seconds": done.plan_seconds,
@@ -159,8 +162,8 @@ fn text(done: &RehydrateReport) -> String {
         out += &format!("  {}  {}  {}\n", disk.label, bytes(disk.size), disk.path.display());
     }
     out += &format!(
-        "live {}, written {}, kept {}, fetched {}, in {:.2} s ({})\n",
-        bytes(done.live),
+        "planned {}, written {}, kept {}, fetched {}, in {:.2} s ({})\n",
+        bytes(done.planned),
         bytes(done.written),
         bytes(done.kept),
         bytes(done.fetched),

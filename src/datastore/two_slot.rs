@@ -1,8 +1,9 @@
 //! A small durable document in two files that are written in turn: a torn write loses the new version, never the old one.
 //!
 //! It owns where the bytes stand and when they are durable; what they mean and which version is newer is told by the
-//! caller's decoder. What the sync buys: when [`TwoSlot::store`] returns, the new version survives power loss. A failed
-//! write or sync poisons: every later store fails until the document is loaded again.
+//! caller's decoder. What the sync buys: when [`TwoSlot::sync`] returns, the newest version survives power loss; until
+//! then it survives only the death of the process, and the version before it is not touched. A failed write or sync
+//! poisons: everything later fails until the document is loaded again.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -18,7 +19,17 @@ pub struct TwoSlot {
     paths: [PathBuf; 2],
     /// Which of them is written next.
     next: usize,
+    /// The newest version, while it is not durable.
+    unsynced: Option<Unsynced>,
     poisoned: bool,
+}
+
+/// A version that was written and not synced.
+#[derive(Debug)]
+struct Unsynced {
+    path: PathBuf,
+    file: File,
+    is_new: bool,
 }
 
 /// What was found at the start.
@@ -64,35 +75,57 @@ impl TwoSlot {
             None if problems.is_empty() => Loaded::Absent,
             None => Loaded::Lost(problems.join("; ")),
         };
-        Ok((TwoSlot { paths, next, poisoned: false }, loaded))
+        Ok((TwoSlot { paths, next, unsynced: None, poisoned: false }, loaded))
     }
 
     /// Makes `bytes` the newest version, durably.
     pub fn store(&mut self, bytes: &[u8]) -> Result<()> {
-        let path = &self.paths[self.next];
-        if self.poisoned {
-            let why = format!("{}: an earlier sync failed; start again", path.display());
-            return Err(Error::new(ErrorKind::Io, why));
-        }
-        // Poisoned until it is known to be durable.
+        self.write(bytes)?;
+        self.sync()
+    }
+
+    /// Makes `bytes` the newest version, which is durable after [`TwoSlot::sync`].
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        // Else the only durable version would be written over.
+        self.sync()?;
+        let path = self.paths[self.next].clone();
         self.poisoned = true;
-        write_durably(path, bytes).io_context(|| format!("write {}", path.display()))?;
+        self.unsynced = Some(write_over(&path, bytes).io_context(|| format!("write {}", path.display()))?);
         self.poisoned = false;
         self.next = 1 - self.next;
         Ok(())
     }
+
+    /// Makes the newest version durable.
+    pub fn sync(&mut self) -> Result<()> {
+        if self.poisoned {
+            let why = format!("{}: an earlier write or sync failed; start again", self.paths[self.next].display());
+            return Err(Error::new(ErrorKind::Io, why));
+        }
+        let Some(unsynced) = self.unsynced.take() else { return Ok(()) };
+        self.poisoned = true;
+        unsynced.sync().io_context(|| format!("sync {}", unsynced.path.display()))?;
+        self.poisoned = false;
+        Ok(())
+    }
 }
 
-/// Writes over the file; bytes past the new end may stay, since the document tells its own length. One fdatasync makes
-/// content and length durable; a new file also needs its directory synced.
-fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+/// Writes over the file; bytes past the new end may stay, since the document tells its own length.
+fn write_over(path: &Path, bytes: &[u8]) -> std::io::Result<Unsynced> {
     let is_new = !path.exists();
     let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
     file.write_all_at(bytes, 0)?;
-    file.sync_data()?;
-    match path.parent() {
-        Some(dir) if is_new => File::open(dir)?.sync_all(),
-        _ => Ok(()),
+    Ok(Unsynced { path: path.to_owned(), file, is_new })
+}
+
+impl Unsynced {
+    /// One fdatasync makes content and length durable; a new file also needs its directory synced.
+    fn sync(&self) -> std::io::Result<()> {
+        self.file.sync_data()?;
+        match self.path.parent() {
+            Some(dir) if self.is_new => File::open(dir)?.sync_all(),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -157,6 +190,25 @@ mod tests {
         let error = TwoSlot::load(dir.path(), "doc", 100, newer).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
         assert!(error.to_string().contains("doc.1") && error.to_string().contains("newer freshet"), "{error}");
+    }
+
+    #[test]
+    fn what_is_written_counts_at_once_and_leaves_the_durable_version_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut slot, _) = load(dir.path());
+        slot.store(&[1, 101, 1 ^ 101]).unwrap();
+        for sequence in 2..=4_u8 {
+            slot.write(&[sequence, 100 + sequence, sequence ^ (100 + sequence)]).unwrap();
+            assert!(matches!(load(dir.path()).1, Loaded::Found(v) if v == 100 + sequence));
+            // What is not synced may be torn; the version before it was synced by this write at the latest.
+            let newest = slot.unsynced.as_ref().unwrap().path.clone();
+            let kept = std::fs::read(&newest).unwrap();
+            std::fs::write(&newest, b"torn").unwrap();
+            assert!(matches!(load(dir.path()).1, Loaded::Found(v) if v == 99 + sequence));
+            std::fs::write(&newest, kept).unwrap();
+        }
+        slot.sync().unwrap();
+        assert!(slot.unsynced.is_none());
     }
 
     #[test]

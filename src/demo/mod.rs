@@ -216,7 +216,7 @@ impl Demo {
         fresh: &RehydrateReport,
     ) -> Result<DemoReport> {
         self.progress.stage("measure the limit");
-        self.report.live = fresh.live;
+        self.report.live = fresh.planned;
         self.report.stored = first.stored + second.stored;
         self.report.engine = fresh.engine.clone();
         let (dir, written) = (self.dir.clone(), fresh.written);

@@ -131,6 +131,7 @@ impl Session {
             }
             state.commit()?;
         }
+        self.progress.add_total(extents.iter().map(|(_, e)| u64::from(e.len)).sum());
         self.write_delta(extents, zeros).await?;
         let (last, is_point) = (delta.last, delta.last_point.is_some());
         {

@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::Point;
 use crate::ids::{SegmentNo, SegmentRef};
 
-use super::landing::{End, Goal, Landed, Lander, SharedView};
+use super::landing::{End, Goal, Landed, Lander, Landing, SharedView};
 use super::session::Session;
 
 /// Messages from landing that may wait.
@@ -65,14 +65,18 @@ impl Session {
             landing.abort();
         }
         let landed = match landing.await {
-            Ok(end) => end,
-            Err(e) if e.is_cancelled() => Ok(End::Done),
+            Ok(ended) => ended,
+            Err(e) if e.is_cancelled() => Ok((End::Done, Landing::default())),
             Err(e) => Err(Error::with_source(ErrorKind::Internal, "landing ended abnormally", e)),
         };
-        match (applied?, landed) {
-            (End::Rewound, _) => Ok(End::Rewound),
-            (End::Done, landed) => landed,
+        if applied? == End::Rewound {
+            return Ok(End::Rewound);
         }
+        let (end, landing) = landed?;
+        if matches!(goal, Goal::Point(_)) {
+            self.caught_up = landing;
+        }
+        Ok(end)
     }
 
     /// Applies until landing ends, or until what it landed does not count any more.

@@ -8,7 +8,7 @@
 //! its range. A segment that is missing or whose index is damaged cannot land: that is an error.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt};
@@ -54,6 +54,17 @@ pub(super) enum End {
     Done,
     /// A take-over cut off what was landed.
     Rewound,
+}
+
+/// What landing up to a given point took.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Landing {
+    /// Segments that were appended to the log.
+    pub segments: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Seconds from the first look for a segment until the last one was durable; 0 where none was missing.
+    pub seconds: f64,
 }
 
 /// How far to go.
@@ -112,7 +123,8 @@ enum Item {
 
 impl Lander {
     /// Lands what comes after `at`, as far as `goal` says.
-    pub(super) async fn run(self, at: SegmentRef, goal: Goal, tell: mpsc::Sender<Landed>) -> Result<End> {
+    pub(super) async fn run(self, at: SegmentRef, goal: Goal, tell: mpsc::Sender<Landed>) -> Result<(End, Landing)> {
+        let (begun, mut landing) = (Instant::now(), Landing::default());
         let (domain, log, progress) = (self.domain.clone(), Arc::clone(&self.log), Arc::clone(&self.progress));
         let fetched = self.following(at, goal).map(|item| {
             let (domain, progress) = (domain.clone(), Arc::clone(&progress));
@@ -125,16 +137,25 @@ impl Lander {
         });
         let mut fetched = std::pin::pin!(fetched.buffered(SEGMENTS_AHEAD));
         while let Some(next) = fetched.next().await {
-            let Some((parts, segment)) = next? else { return Ok(End::Rewound) };
+            let Some((parts, segment)) = next? else { return Ok((End::Rewound, landing)) };
             append(&log, &segment.header, &parts, &tell).await?;
+            landing.segments += 1;
+            landing.bytes += Parts::new(&parts).len();
             let point = segment.index.point.clone();
             let id = segment.header.id();
             let reached = goal.is_reached(id.segment, point.is_some());
-            if tell.send(Landed::Appended { segment: id, point }).await.is_err() || reached {
-                return Ok(End::Done);
+            if tell.send(Landed::Appended { segment: id, point }).await.is_err() {
+                break;
+            }
+            if reached {
+                // Who applies goes on with what it has.
+                drop(tell);
+                log.wait_landed(id.segment).await?;
+                landing.seconds = begun.elapsed().as_secs_f64();
+                break;
             }
         }
-        Ok(End::Done)
+        Ok((End::Done, landing))
     }
 
     /// The segments after `at` as they appear.

@@ -48,6 +48,7 @@ use crate::map::PointMap;
 use crate::progress::Progress;
 use crate::store::{Domain, PointInfo, StorageSite};
 
+pub use landing::Landing;
 use landing::{End, Goal};
 use session::Session;
 
@@ -275,20 +276,22 @@ impl Session {
         self.notes.extend(info.fallbacks.iter().cloned());
         self.notes.extend(self.reconciler.disks.why_not_direct()?);
         let written = self.tracker().written();
+        let first_fetch = self.reconciler.pipeline.first_fetch();
         Ok(RehydrateReport {
             point: at,
             between_points: ahead,
             point_time,
             fuzzy: point.is_some_and(|p| p.fuzzy),
             logical: disks.iter().map(|d| d.size).sum(),
-            live: snapshot.total,
+            planned: snapshot.total,
             written,
             fetched: snapshot.moved,
-            kept: snapshot.total.saturating_sub(written),
+            kept: snapshot.done.saturating_sub(written),
             landed_segments: self.landed_segments,
+            landing: self.caught_up,
             applied_points: self.applied_points,
             seconds: self.started.elapsed().as_secs_f64(),
-            plan_seconds: 0.0,
+            plan_seconds: first_fetch.map_or(0.0, |at| (at - self.started).as_secs_f64()),
             damage: damage::name(&disks, quarantined),
             engine: format!("{:?}", info.kind),
             notes: std::mem::take(&mut self.notes),

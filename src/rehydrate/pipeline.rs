@@ -7,8 +7,9 @@
 //! A range holds its share of the memory budget from before its request until it is decoded; decoded bytes are bounded
 //! by the slots. One pipeline serves a whole run: fill, apply, and the next apply.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crossbeam::channel::{Sender, bounded};
 use tokio::runtime::Handle;
@@ -39,6 +40,7 @@ pub(super) struct Pipeline {
     budget: Arc<Semaphore>,
     budget_permits: u32,
     requests: Arc<Semaphore>,
+    first_fetch: OnceLock<Instant>,
     cancel: Cancel,
 }
 
@@ -76,8 +78,14 @@ impl Pipeline {
             budget: Arc::new(Semaphore::new(budget_permits as usize)),
             budget_permits,
             requests: Arc::new(Semaphore::new(requests)),
+            first_fetch: OnceLock::new(),
             cancel,
         })
+    }
+
+    /// When the first range was asked for.
+    pub(super) fn first_fetch(&self) -> Option<Instant> {
+        self.first_fetch.get().copied()
     }
 
     /// Fetches and places all ranges that come, then waits until everything is written, synced and committed. Asked to
@@ -100,6 +108,7 @@ impl Pipeline {
             }
             self.tracker.check()?;
             let permits = self.permits(&range).await?;
+            self.first_fetch.get_or_init(Instant::now);
             let (jobs, source, begun) = (self.jobs.clone(), Arc::clone(&source), Begun::new(&self.tracker));
             fetches.spawn(async move {
                 let tracker = Arc::clone(&begun.tracker);

@@ -143,21 +143,24 @@ pub struct RehydrateReport {
     pub disks: Vec<RehydratedDisk>,
     /// Bytes of all disks.
     pub logical: u64,
-    /// Live bytes of all disks at the point.
-    pub live: u64,
+    /// Live bytes that the work was about: of the map that the disks were reconciled with, and of what the segments
+    /// changed that were applied after it.
+    pub planned: u64,
     /// Raw bytes that were written to the disks.
     pub written: u64,
     /// Bytes that were fetched from the storage site for it.
     pub fetched: u64,
-    /// Live bytes that were already there and valid.
+    /// Bytes of `planned` that were already there and valid, or were found equal.
     pub kept: u64,
     /// Segments that went through the log.
     pub landed_segments: u64,
+    /// What landing took up to the point that was asked for, or with which following began.
+    pub landing: super::Landing,
     /// Points that were applied.
     pub applied_points: u64,
     /// Seconds in all.
     pub seconds: f64,
-    /// Seconds from the start until the first byte was asked for: opening, planning.
+    /// Seconds from opening the datastore until the first bytes of a disk were asked for; 0 where none were.
     pub plan_seconds: f64,
     /// What could not be recovered; empty where all is well.
     pub damage: Vec<Damage>,

@@ -18,6 +18,7 @@ use crate::store::{Domain, PointInfo};
 
 use super::budget::Budget;
 use super::disks::{DiskSet, Place, create_dirs_durably, stamp};
+use super::landing::Landing;
 use super::pipeline::Pipeline;
 use super::reconcile::Reconciler;
 use super::request::RehydrateRequest;
@@ -36,6 +37,8 @@ pub(super) struct Session {
     /// The disks may hold other bytes than the hydration map says.
     pub(super) in_doubt: bool,
     pub(super) landed_segments: u64,
+    /// Landing up to the point that was asked for, or with which following began.
+    pub(super) caught_up: Landing,
     pub(super) applied_points: u64,
     pub(super) point: Option<PointInfo>,
     pub(super) notes: Vec<String>,
@@ -109,6 +112,7 @@ impl Session {
             started,
             catalogue: Catalogue::default(),
             landed_segments: 0,
+            caught_up: Landing::default(),
             applied_points: 0,
             point: None,
             notes,

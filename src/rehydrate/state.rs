@@ -58,8 +58,20 @@ impl HydrationState {
 
     /// Makes the map as it stands durable.
     pub(super) fn commit(&mut self) -> Result<()> {
+        self.record()?;
+        self.sync()
+    }
+
+    /// Writes the map as it stands, which is durable after [`HydrationState::sync`]. Only for bits that were set: a bit
+    /// that is lost costs another fetch; one that was cleared must not come back.
+    pub(super) fn record(&mut self) -> Result<()> {
         self.map.sequence += 1;
-        self.slots.store(&self.map.encode())
+        self.slots.write(&self.map.encode())
+    }
+
+    /// Makes the map as it was recorded last durable.
+    pub(super) fn sync(&mut self) -> Result<()> {
+        self.slots.sync()
     }
 
     /// The point that valid granules equal.

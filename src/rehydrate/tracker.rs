@@ -3,17 +3,21 @@
 //! ```text
 //! planner: expect(range) ─> worker: submit ─> ring: written(range) ─> granule complete ─┐
 //!                                                                                      │ every 64 MiB or second
-//!                            commit thread: sync disks -> set bits -> commit hydration map
+//!              commit thread: sync disks, and beside it the map of the last round -> set bits -> write the map
 //! ```
 //!
 //! Invariants: a bit is set only by a commit whose sync began after the granule's last write completed. Bytes that are
-//! written but not committed are bounded: workers wait at [`Budget::uncommitted`](super::budget::Budget). The first error ends all work.
+//! written but not committed are bounded: workers wait at [`Budget::uncommitted`](super::budget::Budget). The first
+//! error ends all work.
+//!
+//! The map is synced in the next round, and before [`Tracker::flush`] returns: two syncs one after the other would cost
+//! twice, and what a power loss in between costs is fetching one round again. A killed process loses nothing by it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::datastore::{DiskEngine, Op};
+use crate::datastore::{Completion, DiskEngine, Op, Request};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{GRANULE, Quarantined};
 use crate::progress::Progress;
@@ -204,7 +208,8 @@ impl Tracker {
                 // What is left belongs to quarantined granules.
                 shared.pending.clear();
                 shared.flush = false;
-                return Ok(());
+                drop(shared);
+                return self.state().sync();
             }
             shared.flush = true;
             self.changed.notify_all();
@@ -258,8 +263,18 @@ impl Tracker {
     }
 
     fn commit(&self, finished: &[Granule], dirty: &BTreeSet<u32>) -> Result<()> {
+        let (sender, synced) = crossbeam::channel::bounded(dirty.len());
         for disk in dirty {
-            self.engine.execute(self.disks.get(*disk).file, Op::SyncData).result?;
+            let sender = sender.clone();
+            // There is room for every answer; the receiver is gone only after an error.
+            let done = Box::new(move |completion: Completion| drop(sender.send(completion.result)));
+            self.engine.submit(Request { file: self.disks.get(*disk).file, op: Op::SyncData, done });
+        }
+        drop(sender);
+        self.state().sync()?;
+        for _ in dirty {
+            let gone = |e| Error::with_source(ErrorKind::Internal, "the disk engine lost a sync", e);
+            synced.recv().map_err(gone)??;
         }
         if finished.is_empty() {
             return Ok(());
@@ -270,7 +285,7 @@ impl Tracker {
                 disk.valid.insert(*granule);
             }
         }
-        state.commit()
+        state.record()
     }
 }
 
