@@ -201,17 +201,19 @@ impl Bench<'_> {
         let image = self.arguments.dir.join("landing.raw");
         let (size, gib) = (self.arguments.gib << 30, 1 << 30);
         image::sparse(&image, size, 64 << 20)?;
-        replicate_without_manifest(&store, &image)?;
+        let first = replicate_without_manifest(&store, &image)?.to_string();
+        let before = segments(&store)?.len();
         image::sparse(&image, size, gib)?;
         replicate_without_manifest(&store, &image)?;
-        let landed: u64 = segments(&store)?.iter().skip(1).map(|f| f.metadata().map_or(0, |m| m.len())).sum();
+        let objects = segments(&store)?.split_off(before);
+        let landed: u64 = objects.iter().map(|file| file.metadata().map_or(0, |meta| meta.len())).sum();
         let (mut runs, mut stages) = (Vec::new(), Vec::new());
         for _ in self.rounds() {
             limit::disk_write(&self.scratch(), landed)?;
             let write = limit::disk_overwrite(&self.scratch(), landed)?;
-            stages.push(vec![limit::disk_read("store read", &segments(&store)?)?, write]);
+            stages.push(vec![limit::disk_read("store read", &objects)?, write]);
             let store = Store::File(&store);
-            rehydrate(store, &self.out, &["--point", "1"])?;
+            rehydrate(store, &self.out, &["--point", &first])?;
             let all = rehydrate_again(store, &self.out, &[])?;
             same(&image, &disk(&self.out))?;
             runs.push(Run { wall: number(&all, "/landing/seconds")?, ..all });
@@ -287,8 +289,8 @@ fn allocated(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |meta| meta.blocks() * 512)
 }
 
-/// A point with no manifest beside the first one, so that rehydrating it goes through the log.
-fn replicate_without_manifest(store: &Path, image: &Path) -> Outcome<()> {
+/// A point with no manifest beside the first one, so that rehydrating it goes through the log. Answers with its number.
+fn replicate_without_manifest(store: &Path, image: &Path) -> Outcome<u64> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let site = StorageSite::open(&format!("file://{}", store.display()), &StoreOptions::default()).await?;
@@ -298,7 +300,7 @@ fn replicate_without_manifest(store: &Path, image: &Path) -> Outcome<()> {
             manifest_every: u64::MAX,
             ..ReplicateRequest::new(Name::new("bench")?, Name::new("site")?, vec![vm])
         };
-        capture::replicate(&site, request, Arc::new(Progress::new()), Cancel::new()).await?;
-        Ok(())
+        let done = capture::replicate(&site, request, Arc::new(Progress::new()), Cancel::new()).await?;
+        Ok(done.point.segment.get())
     })
 }

@@ -46,7 +46,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{SegmentNo, SegmentRef};
 use crate::map::PointMap;
 use crate::progress::Progress;
-use crate::store::{Domain, PointInfo, StorageSite};
+use crate::store::{Domain, FoundManifest, PointInfo, StorageSite};
 
 pub use landing::Landing;
 use landing::{End, Goal};
@@ -76,9 +76,10 @@ pub async fn rehydrate(
         let choice = choose(&domain, target).await?;
         Ok((domain, choice))
     };
-    let (domain, Choice { point, passed_over }) = cancel.or_stop(look).await?;
+    let (domain, Choice { point, passed_over, base }) = cancel.or_stop(look).await?;
     let mut session = Session::open(domain, request, progress, cancel)?;
     session.passed_over = passed_over;
+    session.base = base;
     let point = match session.remember() {
         true if !matches!(target, Target::Point(_)) => session.choose_again(target).await?,
         _ => point,
@@ -95,6 +96,8 @@ struct Choice {
     point: PointInfo,
     /// Each may hide a point that would have been chosen instead.
     passed_over: Vec<String>,
+    /// The manifest to start from, where it was read for the choice: each request less is a round trip less.
+    base: Option<FoundManifest>,
 }
 
 async fn choose(domain: &Domain, target: Target) -> Result<Choice> {
@@ -102,15 +105,15 @@ async fn choose(domain: &Domain, target: Target) -> Result<Choice> {
         let why = format!("domain {} has no {what} yet", domain.name());
         Error::new(ErrorKind::NotFound, format!("{why}: `freshet replicate` makes one"))
     };
-    let (point, warnings) = match target {
+    let (point, warnings, base) = match target {
         Target::Newest => {
             let found = domain.newest_point().await?;
-            (found.point.ok_or_else(|| none("point".into()))?, found.warnings)
+            (found.point.ok_or_else(|| none("point".into()))?, found.warnings, Some(found.base))
         }
-        Target::Point(n) => (domain.points().await?.point(n)?.clone(), Vec::new()),
+        Target::Point(n) => (domain.points().await?.point(n)?.clone(), Vec::new(), None),
         Target::At(time) => {
             let points = domain.points().await?;
-            (points.at_or_before(time)?.clone(), points.warnings().to_vec())
+            (points.at_or_before(time)?.clone(), points.warnings().to_vec(), None)
         }
     };
     // Where the newest segment of all ends at the point, nothing can be hidden.
@@ -118,7 +121,7 @@ async fn choose(domain: &Domain, target: Target) -> Result<Choice> {
     if !matches!(target, Target::Point(_)) {
         passed_over.extend(domain.hidden());
     }
-    Ok(Choice { point, passed_over })
+    Ok(Choice { point, passed_over, base })
 }
 
 impl Session {
@@ -150,14 +153,19 @@ impl Session {
 
     async fn choose_again(&mut self, target: Target) -> Result<PointInfo> {
         self.reconciler.domain.tip().await?;
-        let Choice { point, passed_over } = choose(self.domain(), target).await?;
+        let Choice { point, passed_over, base } = choose(self.domain(), target).await?;
         self.passed_over = passed_over;
+        self.base = base;
         Ok(point)
     }
 
     /// Brings the disks to `point`: the base by comparing maps, what came after it through the log.
     async fn bring_to(&mut self, point: &PointInfo) -> Result<End> {
-        let found = self.domain().manifest_at_or_before(point.at.segment).await?;
+        let read = self.base.take().filter(|f| f.manifest.as_ref().is_some_and(|m| m.cut.segment <= point.at.segment));
+        let found = match read {
+            Some(found) => found,
+            None => self.domain().manifest_at_or_before(point.at.segment).await?,
+        };
         self.notes.extend(found.warnings);
         let base = match found.manifest {
             Some(manifest) => PointMap::of_manifest(manifest),

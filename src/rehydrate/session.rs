@@ -14,7 +14,7 @@ use crate::format::{Catalogue, DatastoreId, DiskInfo, MAX_WATERMARK_LEN, Waterma
 use crate::ids::{DiskId, SegmentRef, Time};
 use crate::log::{LogOptions, ReplicationLog};
 use crate::progress::Progress;
-use crate::store::{Domain, PointInfo};
+use crate::store::{Domain, FoundManifest, PointInfo};
 
 use super::budget::Budget;
 use super::disks::{DiskSet, Place, create_dirs_durably, stamp};
@@ -44,6 +44,8 @@ pub(super) struct Session {
     pub(super) notes: Vec<String>,
     /// What may hide a newer point than the one that was chosen.
     pub(super) passed_over: Vec<String>,
+    /// The manifest that was read when the point was chosen, for who goes there next.
+    pub(super) base: Option<FoundManifest>,
     /// The hydration map was lost: files at the disks' places are ours, with unknown content.
     map_lost: bool,
     watermark: TwoSlot,
@@ -117,6 +119,7 @@ impl Session {
             point: None,
             notes,
             passed_over: Vec::new(),
+            base: None,
             map_lost,
             watermark,
             watermark_sequence: old.as_ref().map_or(0, |w| w.sequence),

@@ -3,11 +3,12 @@
 //! ```text
 //! get_range: open O_DIRECT -> pread into an aligned pooled buffer -> Bytes::from_owner -> slice     (no copy)
 //! create:    temporary file -> fsync -> link(2), which never replaces -> fsync of the directory
+//!            (a large object by way of a pooled buffer, O_DIRECT)
 //! ```
 //!
 //! Every system call that can wait runs on a blocking thread of the runtime. Key parts are file names as they are;
 //! parts that would leave the directory or collide with temporary files are refused. Where the file system has no
-//! direct I/O, reads go through the page cache.
+//! direct I/O, both go through the page cache.
 
 mod create;
 mod walk;
@@ -55,11 +56,12 @@ struct Inner {
 impl FileStore {
     /// The store in `root`, which need not exist yet.
     pub(super) fn new(url: String, root: PathBuf, options: &StoreOptions) -> FileStore {
+        let pool = Pool::new(options.idle_buffers);
         let inner = Inner {
             url,
-            creator: Creator::new(root.clone()),
+            creator: Creator::new(root.clone(), Arc::clone(&pool), options.direct),
             root,
-            pool: Pool::new(options.idle_buffers),
+            pool,
             direct: AtomicBool::new(options.direct),
             counters: Counters::default(),
         };

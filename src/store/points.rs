@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
 
-use super::Domain;
+use super::{Domain, FoundManifest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Manifest, Point};
 use crate::ids::{Name, SegmentNo, SegmentRef, Time, VmId};
@@ -96,6 +96,8 @@ impl Points {
 /// A point where one was asked for, and what could not be read on the way.
 #[derive(Debug, Clone, Default)]
 pub struct FoundPoint {
+    /// The newest manifest at or before it, with what had to be passed over for it.
+    pub base: FoundManifest,
     /// The point; `None` where there is none.
     pub point: Option<PointInfo>,
     /// One text for each manifest or segment that could not be read.
@@ -136,7 +138,7 @@ impl Domain {
     pub async fn newest_point(&self) -> Result<FoundPoint> {
         let tip = self.known_tip().segment;
         let found = self.manifest_at_or_before(tip).await?;
-        let mut warnings = found.warnings;
+        let mut warnings = found.warnings.clone();
         let from = found.manifest.as_ref().map_or(SegmentNo::ZERO, |m| m.cut.segment).get() + 1;
         let mut end = tip.get();
         while end >= from {
@@ -144,12 +146,12 @@ impl Domain {
             let (points, mut told) = self.points_of_segments(start..=end).await?;
             warnings.append(&mut told);
             if let Some(point) = points.into_iter().next_back() {
-                return Ok(FoundPoint { point: Some(point), warnings });
+                return Ok(FoundPoint { point: Some(point), warnings, base: found });
             }
             end = start - 1;
         }
         let own = found.manifest.as_ref().and_then(|m| Some(PointInfo::new(m.cut, m.point()?)));
-        Ok(FoundPoint { point: own, warnings })
+        Ok(FoundPoint { point: own, warnings, base: found })
     }
 
     async fn points_of_segments(&self, range: RangeInclusive<u64>) -> Result<(Vec<PointInfo>, Vec<String>)> {

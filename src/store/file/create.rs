@@ -10,9 +10,10 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +21,7 @@ use rustix::fs::FlockOperation;
 use uuid::Uuid;
 
 use super::super::Created;
+use super::super::pool::{ALIGN, Pool};
 
 /// Folder of temporary files, directly in the site's directory.
 pub(super) const TEMPORARY: &str = ".freshet-tmp";
@@ -29,6 +31,13 @@ const LEFTOVER_AGE: Duration = Duration::from_secs(60);
 
 /// Leftovers looked at by one process at most.
 const LEFTOVERS_MAX: usize = 10_000;
+
+/// Objects from this length on are written past the page cache: copying into fresh pages of it costs more processor
+/// time than all else.
+const DIRECT_FROM: u64 = 1 << 20;
+
+/// Bytes of one direct write.
+const DIRECT_WRITE: usize = 1 << 20;
 
 /// Times that a name is given again after its folder went away.
 const PUBLISH_TRIES: u32 = 8;
@@ -51,12 +60,16 @@ pub(super) fn is_temporary(part: &str) -> bool {
 pub(super) struct Creator {
     root: PathBuf,
     cleaned: Once,
+    pool: Arc<Pool>,
+    /// Cleared for good when the file system refuses a direct write.
+    direct: AtomicBool,
 }
 
 impl Creator {
-    /// For the site in the directory `root`, which need not exist yet.
-    pub(super) fn new(root: PathBuf) -> Creator {
-        Creator { root, cleaned: Once::new() }
+    /// For the site in the directory `root`, which need not exist yet; with buffers from `pool`, and direct writes of
+    /// large objects where `direct` says so and the file system has them.
+    pub(super) fn new(root: PathBuf, pool: Arc<Pool>, direct: bool) -> Creator {
+        Creator { root, cleaned: Once::new(), pool, direct: AtomicBool::new(direct) }
     }
 
     /// Writes the joined `parts` to `path`, which is below the root.
@@ -65,7 +78,7 @@ impl Creator {
         let staging = self.root.join(TEMPORARY);
         make_dirs(&staging)?;
         self.cleaned.call_once(|| remove_leftovers(&staging));
-        let temporary = Temporary::write(&staging, parts)?;
+        let temporary = self.stage(&staging, parts)?;
         let mut tries = 0;
         let created = loop {
             tries += 1;
@@ -79,6 +92,22 @@ impl Creator {
         sync_dir(folder)?;
         Ok(created)
     }
+
+    /// The complete, durable, nameless object.
+    fn stage(&self, staging: &Path, parts: &[Bytes]) -> io::Result<Temporary> {
+        let mut temporary = Temporary::create(staging)?;
+        let len: u64 = parts.iter().map(|p| p.len() as u64).sum();
+        if len >= DIRECT_FROM && self.direct.load(Relaxed) {
+            match temporary.write_direct(parts, len, &self.pool) {
+                Ok(()) => return temporary.sync(),
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.direct.store(false, Relaxed),
+                Err(e) => return Err(e),
+            }
+        }
+        write_parts(&mut temporary.file, parts)?;
+        temporary.file.set_len(len)?;
+        temporary.sync()
+    }
 }
 
 /// A temporary file, complete and durable, locked while its writer lives; its name goes when it is dropped.
@@ -88,15 +117,48 @@ struct Temporary {
 }
 
 impl Temporary {
-    fn write(staging: &Path, parts: &[Bytes]) -> io::Result<Temporary> {
+    /// An empty file.
+    fn create(staging: &Path) -> io::Result<Temporary> {
         let path = staging.join(Uuid::new_v4().to_string());
         let file = File::options().write(true).create_new(true).open(&path)?;
-        let mut temporary = Temporary { path, file };
+        let temporary = Temporary { path, file };
         // Without locks on this file system a leftover is told by its age alone, see `abandoned`.
         let _ = rustix::fs::flock(&temporary.file, FlockOperation::NonBlockingLockExclusive);
-        write_parts(&mut temporary.file, parts)?;
-        temporary.file.sync_all()?;
         Ok(temporary)
+    }
+
+    fn sync(self) -> io::Result<Temporary> {
+        self.file.sync_all()?;
+        Ok(self)
+    }
+
+    /// Writes `parts`, `len` bytes in all, past the page cache; the end is padded for it and cut off again.
+    ///
+    /// Errors: `EINVAL` where the file system has no direct writes; nothing of the file counts then.
+    fn write_direct(&self, parts: &[Bytes], len: u64, pool: &Arc<Pool>) -> io::Result<()> {
+        let file = File::options().write(true).custom_flags(libc::O_DIRECT).open(&self.path)?;
+        // Space within the file's length is had more cheaply than space behind its end.
+        file.set_len(len.next_multiple_of(ALIGN as u64))?;
+        let mut buffer = pool.take(DIRECT_WRITE);
+        let (mut filled, mut at) = (0, 0);
+        for part in parts {
+            let mut rest = &part[..];
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(rest.len().min(DIRECT_WRITE - filled));
+                buffer[filled..filled + now.len()].copy_from_slice(now);
+                (filled, rest) = (filled + now.len(), later);
+                if filled == DIRECT_WRITE {
+                    file.write_all_at(&buffer[..filled], at)?;
+                    (at, filled) = (at + filled as u64, 0);
+                }
+            }
+        }
+        if filled > 0 {
+            let padded = filled.next_multiple_of(ALIGN);
+            buffer[filled..padded].fill(0);
+            file.write_all_at(&buffer[..padded], at)?;
+        }
+        file.set_len(len)
     }
 
     /// Gives the complete file its name.

@@ -29,6 +29,25 @@ async fn keys_that_would_leave_the_directory_are_refused() {
 }
 
 #[tokio::test]
+async fn objects_of_any_length_are_what_was_given_with_and_without_direct_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    for direct in [true, false] {
+        let mut options = StoreOptions::default();
+        options.direct = direct;
+        let store = FileStore::new("file:///site".into(), dir.path().join(format!("{direct}")), &options);
+        for len in [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, (3 << 20) + 4095, (3 << 20) + 4096] {
+            // Parts end everywhere but where the buffers do.
+            let bytes: Bytes = (0..len).map(|i: usize| (i * 7 + i / 251) as u8).collect::<Vec<_>>().into();
+            let cuts = [0, len / 3, len / 3, len.saturating_sub(5), len];
+            let parts = cuts.windows(2).map(|cut| bytes.slice(cut[0]..cut[1].max(cut[0]))).collect();
+            store.create(&format!("o{len}"), parts).await.unwrap();
+            let stored = std::fs::read(dir.path().join(format!("{direct}/o{len}"))).unwrap();
+            assert!(stored == bytes, "{len} bytes, direct {direct}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_a_crashed_writer_left_is_removed_and_what_a_living_one_has_is_not() {
     let dir = tempfile::tempdir().unwrap();
     let staging = dir.path().join("site").join(create::TEMPORARY);
