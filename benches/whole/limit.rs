@@ -20,7 +20,7 @@ use object_store::signer::Signer;
 
 use crate::Outcome;
 use crate::image::{BLOCK, blocks};
-use crate::process::{drop_cache, own_cpu, run};
+use crate::process::{drop_cache, own_cpu, run, stolen_so_far};
 use crate::server::Server;
 
 /// One range of the bare reader, as ours.
@@ -36,6 +36,8 @@ pub(crate) struct Stage {
     pub(crate) wall: f64,
     /// CPU seconds, those of a server included.
     pub(crate) cpu: f64,
+    /// Processor seconds that the hypervisor gave to others meanwhile, where that was looked at.
+    pub(crate) stolen: f64,
     /// Seconds for which it needs the disk.
     pub(crate) disk: f64,
 }
@@ -68,10 +70,14 @@ pub(crate) fn disk_write(path: &Path, bytes: u64) -> Outcome<Stage> {
     best.ok_or_else(|| "no block size".into())
 }
 
-/// fio writes `bytes` over a file that has its space, as the log has.
-pub(crate) fn disk_overwrite(path: &Path, bytes: u64) -> Outcome<Stage> {
-    let size = format!("--size={}", bytes.next_multiple_of(1 << 20));
-    let stage = fio("disk write", &["--rw=write", "--overwrite=1", &size], 1 << 20, &path.display().to_string())?;
+/// fio writes `bytes` into a new file whose space is reserved, as that of the log is.
+pub(crate) fn disk_reserved(path: &Path, bytes: u64) -> Outcome<Stage> {
+    let bytes = bytes.next_multiple_of(1 << 20);
+    let file = std::fs::File::create(path)?;
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
+    file.sync_all()?;
+    let size = format!("--size={bytes}");
+    let stage = fio("disk write", &["--rw=write", &size], 1 << 20, &path.display().to_string())?;
     durable(stage, path)
 }
 
@@ -88,11 +94,11 @@ pub(crate) fn disk_read(name: &'static str, files: &[PathBuf]) -> Outcome<Stage>
     files.iter().try_for_each(|file| drop_cache(file))?;
     let names: Vec<String> = files.iter().map(|f| f.display().to_string().replace(':', "\\:")).collect();
     // One process may not be given more names than fit its command line.
-    let mut sum = Stage { name, wall: 0.0, cpu: 0.0, disk: 0.0 };
+    let mut sum = Stage { name, wall: 0.0, cpu: 0.0, stolen: 0.0, disk: 0.0 };
     for names in names.chunks(256) {
         let stage = fio(name, &["--rw=read", "--file_service_type=sequential"], 1 << 20, &names.join(":"))?;
         let wall = sum.wall + stage.wall;
-        sum = Stage { name, wall, cpu: sum.cpu + stage.cpu, disk: wall };
+        sum = Stage { name, wall, cpu: sum.cpu + stage.cpu, stolen: 0.0, disk: wall };
     }
     Ok(sum)
 }
@@ -108,7 +114,7 @@ fn fio(name: &'static str, args: &[&str], block: u64, files: &str) -> Outcome<St
     let job = &report["jobs"][0];
     let number = |field: &str| job[field].as_f64().ok_or_else(|| format!("fio's report has no {field}"));
     let wall = number("job_runtime")? / 1e3;
-    Ok(Stage { name, wall, cpu: wall * (number("usr_cpu")? + number("sys_cpu")?) / 100.0, disk: wall })
+    Ok(Stage { name, wall, cpu: wall * (number("usr_cpu")? + number("sys_cpu")?) / 100.0, stolen: 0.0, disk: wall })
 }
 
 /// Plain sockets read all segments of the S3 server, each byte once into the same buffers. The server's files are on
@@ -118,7 +124,7 @@ pub(crate) fn http_read(server: &Server, disk: f64) -> Outcome<Stage> {
     let address = requests.first().and_then(|r| r.url.host_str().zip(r.url.port())).ok_or("nothing to read")?;
     let next = AtomicUsize::new(0);
     drop_cache(server.dir())?;
-    let (server_cpu, cpu, begun) = (server.cpu()?, own_cpu(), Instant::now());
+    let (server_cpu, cpu, stolen, begun) = (server.cpu()?, own_cpu(), stolen_so_far(), Instant::now());
     let reader = || -> Result<(), String> {
         let mut stream = TcpStream::connect(address).map_err(|e| e.to_string())?;
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
@@ -133,7 +139,13 @@ pub(crate) fn http_read(server: &Server, disk: f64) -> Outcome<Stage> {
         threads.into_iter().try_for_each(|t| t.join().unwrap_or_else(|_| Err("a reader panicked".into())))
     })?;
     let wall = begun.elapsed().as_secs_f64();
-    Ok(Stage { name: "store read", wall, cpu: own_cpu() - cpu + server.cpu()? - server_cpu, disk })
+    Ok(Stage {
+        name: "store read",
+        wall,
+        cpu: own_cpu() - cpu + server.cpu()? - server_cpu,
+        stolen: stolen_so_far() - stolen,
+        disk,
+    })
 }
 
 /// A range of an object, by a URL that needs no other credentials.
@@ -240,7 +252,7 @@ where
 {
     let workers = (0..cores()).map(|_| worker()).collect::<Result<Vec<_>, _>>()?;
     let next = AtomicUsize::new(0);
-    let (cpu, begun) = (own_cpu(), Instant::now());
+    let (cpu, stolen, begun) = (own_cpu(), stolen_so_far(), Instant::now());
     std::thread::scope(|scope| {
         let run = |mut work: F| {
             let next = &next;
@@ -257,5 +269,6 @@ where
         let threads: Vec<_> = workers.into_iter().map(run).collect();
         threads.into_iter().try_for_each(|t| t.join().unwrap_or_else(|_| Err("a thread panicked".into())))
     })?;
-    Ok(Stage { name, wall: begun.elapsed().as_secs_f64(), cpu: own_cpu() - cpu, disk: 0.0 })
+    let (wall, cpu) = (begun.elapsed().as_secs_f64(), own_cpu() - cpu);
+    Ok(Stage { name, wall, cpu, stolen: stolen_so_far() - stolen, disk: 0.0 })
 }

@@ -1,7 +1,7 @@
 //! The whole way, measured end to end: disks into a store and back, beside the machine's limit and beside what people
 //! use today, all in one run.
 //!
-//! `cargo bench --bench whole [-- --dir DIR --gib 4 --rounds 3 --only rehydrate,replicate,...]`
+//! `cargo bench --bench whole [-- --dir DIR --gib 4 --rounds 5 --only rehydrate,replicate,...]`
 //!
 //! The disk is a real ext4 file system with this machine's own files. Every output is compared byte for byte with it,
 //! ours and the peers'. Runs take turns within a round, so that a busy machine slows all of them; tables show medians.
@@ -58,7 +58,7 @@ struct Arguments {
     #[arg(long, default_value_t = 4)]
     gib: u64,
     /// Runs of each; medians are shown.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// What to measure; all unless given.
     #[arg(long, value_delimiter = ',')]
@@ -80,7 +80,8 @@ fn main() -> Outcome<()> {
     }
     let arguments = Arguments::parse();
     if !process::is_here("fio") {
-        return Err("fio is not installed: without it there is no limit to compare with".into());
+        println!("fio is not installed: without it there is no limit to compare with, and nothing was measured");
+        return Ok(());
     }
     process::fresh_dir(&arguments.dir)?;
     let outcome = sections::all(&arguments);

@@ -8,7 +8,10 @@ use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rustix::fs::Advice;
 
@@ -21,6 +24,8 @@ pub(crate) struct Run {
     pub(crate) wall: f64,
     /// User and system seconds of the process and the children it waited for.
     pub(crate) cpu: f64,
+    /// Processor seconds that the hypervisor gave to others meanwhile.
+    pub(crate) stolen: f64,
     /// Largest resident set in bytes.
     pub(crate) peak: u64,
     /// What it printed.
@@ -30,7 +35,13 @@ pub(crate) struct Run {
 impl Run {
     /// Two commands, one after the other.
     pub(crate) fn then(self, next: Run) -> Run {
-        Run { wall: self.wall + next.wall, cpu: self.cpu + next.cpu, peak: self.peak.max(next.peak), out: next.out }
+        Run {
+            wall: self.wall + next.wall,
+            cpu: self.cpu + next.cpu,
+            stolen: self.stolen + next.stolen,
+            peak: self.peak.max(next.peak),
+            out: next.out,
+        }
     }
 
     /// Its output as JSON; some programs print a line before it.
@@ -43,11 +54,12 @@ impl Run {
 /// Runs a command to its end.
 pub(crate) fn run(command: &mut Command) -> Outcome<Run> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-    let begun = Instant::now();
+    let (begun, stolen) = (Instant::now(), stolen_so_far());
     let mut child = command.spawn().map_err(|e| format!("{command:?}: {e}"))?;
+    let pid = i32::try_from(child.id())?;
+    let watch = Peak::watch(child.id());
     let mut out = String::new();
     child.stdout.take().ok_or("no output")?.read_to_string(&mut out)?;
-    let pid = i32::try_from(child.id())?;
     let mut status = 0;
     // SAFETY: `rusage` is plain numbers, for which zeros are valid; `wait4` fills what it is given. The child is ours
     // and was not waited for; its handle is dropped without waiting.
@@ -59,10 +71,44 @@ pub(crate) fn run(command: &mut Command) -> Outcome<Run> {
         usage
     };
     let wall = begun.elapsed().as_secs_f64();
-    let peak = u64::try_from(usage.ru_maxrss)? << 10;
+    let peak = watch.end();
     match ExitStatus::from_raw(status) {
-        status if status.success() => Ok(Run { wall, cpu: cpu_of(&usage), peak, out }),
+        status if status.success() => {
+            Ok(Run { wall, cpu: cpu_of(&usage), stolen: stolen_so_far() - stolen, peak, out })
+        }
         status => Err(format!("{command:?} ended with {status}; it printed {out:?}").into()),
+    }
+}
+
+/// Looks at the largest resident set of a process, which the kernel keeps, every few milliseconds until it ends. What
+/// `wait4` tells of it is no use: it begins with that of the process that forked it.
+struct Peak {
+    ended: Arc<AtomicBool>,
+    thread: JoinHandle<u64>,
+}
+
+impl Peak {
+    fn watch(pid: u32) -> Peak {
+        let ended = Arc::new(AtomicBool::new(false));
+        let end = Arc::clone(&ended);
+        let thread = std::thread::spawn(move || {
+            let mut peak = 0;
+            while !end.load(Relaxed) {
+                let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+                let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+                let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+                peak = kib.map_or(peak, |kib| kib << 10);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            peak
+        });
+        Peak { ended, thread }
+    }
+
+    /// Bytes; 0 of a process that ended before the first look.
+    fn end(self) -> u64 {
+        self.ended.store(true, Relaxed);
+        self.thread.join().unwrap_or_default()
     }
 }
 
@@ -75,6 +121,14 @@ pub(crate) fn own_cpu() -> f64 {
         usage
     };
     cpu_of(&usage)
+}
+
+/// Processor seconds since the start of the machine that a hypervisor gave to others; 0 where that is not told.
+pub(crate) fn stolen_so_far() -> f64 {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    // The first line sums all processors: "cpu", then user, nice, system, idle, iowait, irq, softirq, steal.
+    let ticks = stat.lines().next().and_then(|line| line.split_whitespace().nth(8)?.parse().ok()).unwrap_or(0.0);
+    ticks / rustix::param::clock_ticks_per_second() as f64
 }
 
 fn cpu_of(usage: &libc::rusage) -> f64 {

@@ -21,6 +21,7 @@ pub(crate) fn medians(rounds: &[Vec<Stage>]) -> Vec<Stage> {
     let stage = |(i, stage): (usize, &Stage)| Stage {
         wall: median(rounds.iter().map(|round| round[i].wall)),
         cpu: median(rounds.iter().map(|round| round[i].cpu)),
+        stolen: median(rounds.iter().map(|round| round[i].stolen)),
         disk: median(rounds.iter().map(|round| round[i].disk)),
         ..*stage
     };
@@ -30,17 +31,21 @@ pub(crate) fn medians(rounds: &[Vec<Stage>]) -> Vec<Stage> {
 /// A heading, and what the columns are.
 pub(crate) fn heading(title: &str) {
     println!("\n{title}");
-    println!("{:<28} {:>8} {:>8} {:>15} {:>9} {:>9}", "", "wall s", "CPU s", "spread s", "MB/s", "of limit");
+    let columns = ("wall s", "CPU s", "stolen", "spread s", "MB/s", "of limit");
+    println!(
+        "{:<26} {:>7} {:>7} {:>7} {:>13} {:>7} {:>9}",
+        "", columns.0, columns.1, columns.2, columns.3, columns.4, columns.5
+    );
 }
 
 /// The stages alone, and the limit that follows from them.
 pub(crate) fn stages(stages: &[Stage], limit: f64) {
     for stage in stages {
-        println!("  {:<26} {:>8.2} {:>8.2}", stage.name, stage.wall, stage.cpu);
+        println!("  {:<24} {:>7.2} {:>7.2} {:>7.2}", stage.name, stage.wall, stage.cpu, stage.stolen);
     }
     let cpu: f64 = stages.iter().map(|s| s.cpu).sum();
     let disk: f64 = stages.iter().map(|s| s.disk).sum();
-    println!("  {:<26} {limit:>8.2} {cpu:>8.2}   (disk {disk:.2} s, {} cores)", "limit", cores());
+    println!("  {:<24} {limit:>7.2} {cpu:>7.2}   (disk {disk:.2} s, {} cores)", "limit", cores());
 }
 
 /// Runs of one command: the middle one, the spread, the rate of `bytes`, and the ratio to the limit.
@@ -50,5 +55,7 @@ pub(crate) fn runs(name: &str, runs: &[Run], bytes: f64, limit: Option<f64>) {
     let cpu = median(runs.iter().map(|run| run.cpu));
     let ratio = limit.map_or_else(String::new, |limit| format!("{:.2}", limit / wall));
     let spread = format!("{least:.2}-{most:.2}");
-    println!("{name:<28} {wall:>8.2} {cpu:>8.2} {spread:>15} {:>9.0} {ratio:>9}", bytes / wall / 1e6);
+    let stolen = median(runs.iter().map(|run| run.stolen));
+    let rate = bytes / wall / 1e6;
+    println!("{name:<26} {wall:>7.2} {cpu:>7.2} {stolen:>7.2} {spread:>13} {rate:>7.0} {ratio:>9}");
 }

@@ -1,13 +1,17 @@
 //! Making records durable: one thread that syncs, publishes what landed, writes superblocks and frees trimmed space.
 //!
-//! Group commit needs no timer: while one sync runs, records complete, and the next sync covers them all. Each round:
+//! Group commit: while one sync runs, records complete, and the next sync covers them all. Many disks write nothing while
+//! they sync; so that records complete on those too, a sync is followed by a rest as long as it took, [`MOST_REST`] at
+//! most, unless [`ENOUGH`] waits. Syncs then take half of the time, and a segment lands one rest later. Each round:
 //!
 //! 1. note which records are written, then sync: they are durable, and so is the superblock of the round before;
 //! 2. publish them as landed; free what that superblock no longer holds;
 //! 3. write the next superblock, with the new head and tail. It is made durable by the sync of the next round, which
-//!    comes at once when nothing else is to do.
+//!    comes after the rest when nothing else is to do.
 //!
 //! So `landed` waits for one sync only, and there is never more than one superblock that a crash could tear.
+
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::LogSuperblock;
@@ -17,6 +21,11 @@ use super::file::LogFile;
 use super::ring::{Mark, Ring};
 use super::shared::{RewindTo, Shared};
 use super::superblock::Slots;
+
+/// Longest rest between two syncs.
+const MOST_REST: Duration = Duration::from_millis(100);
+/// Bytes that wait for a sync no longer.
+const ENOUGH: u64 = 64 << 20;
 
 /// What to do next.
 enum Job {
@@ -31,10 +40,16 @@ enum Job {
 /// The thread: until the log is closing and all is durable, or poisoned.
 pub(super) fn run(shared: &Shared, file: &LogFile, mut slots: Slots) {
     let _guard = shared.guard();
+    let mut rest_until = Instant::now();
     loop {
-        let done = match next_job(shared, &slots) {
+        let done = match next_job(shared, &slots, rest_until) {
             Job::End => return,
-            Job::Commit(mark) => commit(shared, file, &mut slots, mark),
+            Job::Commit(mark) => {
+                let begun = Instant::now();
+                let done = commit(shared, file, &mut slots, mark);
+                rest_until = Instant::now() + begun.elapsed().min(MOST_REST);
+                done
+            }
             Job::Rewind => rewind(shared, file, &mut slots),
         };
         if let Err(e) = done {
@@ -43,7 +58,7 @@ pub(super) fn run(shared: &Shared, file: &LogFile, mut slots: Slots) {
     }
 }
 
-fn next_job(shared: &Shared, slots: &Slots) -> Job {
+fn next_job(shared: &Shared, slots: &Slots, rest_until: Instant) -> Job {
     let mut state = shared.peek();
     loop {
         if state.is_poisoned() {
@@ -52,7 +67,13 @@ fn next_job(shared: &Shared, slots: &Slots) -> Job {
         let ring = &state.ring;
         let unsynced = ring.ready().position > ring.synced().position;
         if unsynced || slots.is_pending() || describe(slots.newest(), ring, state.epoch) != *slots.newest() {
-            return Job::Commit(ring.ready());
+            let waits = ring.ready().position - ring.synced().position;
+            let rest = rest_until.saturating_duration_since(Instant::now());
+            if rest.is_zero() || waits >= ENOUGH || state.closing || state.rewind.is_some() {
+                return Job::Commit(ring.ready());
+            }
+            state = shared.wait_for(state, rest);
+            continue;
         }
         let settled = ring.synced().position == ring.head().position;
         if settled && state.rewind.is_some() {

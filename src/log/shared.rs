@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
@@ -108,6 +109,11 @@ impl Shared {
     /// Waits on the committer's side for a signal.
     pub(super) fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         self.work.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Shared::wait`], for a limited time.
+    pub(super) fn wait_for<'a>(&self, state: MutexGuard<'a, State>, time: Duration) -> MutexGuard<'a, State> {
+        self.work.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// For waiting on the callers' side: subscribe, look at the state, then wait for a change.
