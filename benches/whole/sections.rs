@@ -191,9 +191,10 @@ impl Bench<'_> {
         table::heading("rehydrate, S3, 50 ms more on every request");
         table::runs("without", &plain, self.live as f64, None);
         table::runs("with", &late, self.live as f64, None);
-        let more = table::wall(&late) - table::wall(&plain);
-        let trips = (more - 0.02 * table::wall(&plain)) / 0.05;
-        println!("it costs {more:.2} s: 2 % and {trips:.1} round trips");
+        // What disturbs a run only makes it longer: the fastest ones show the difference best.
+        let (late, plain) = (table::fastest(&late), table::fastest(&plain));
+        let trips = (late - 1.02 * plain) / 0.05;
+        println!("the fastest runs differ by {:.2} s: 2 % and {trips:.1} round trips", late - plain);
         Ok(())
     }
 

@@ -15,6 +15,11 @@ pub(crate) fn wall(runs: &[Run]) -> f64 {
     median(runs.iter().map(|run| run.wall))
 }
 
+/// Seconds by the clock of the fastest run.
+pub(crate) fn fastest(runs: &[Run]) -> f64 {
+    runs.iter().map(|run| run.wall).fold(f64::MAX, f64::min)
+}
+
 /// Rounds of the same stages: each stage's medians.
 pub(crate) fn medians(rounds: &[Vec<Stage>]) -> Vec<Stage> {
     let first = rounds.first().map(Vec::as_slice).unwrap_or_default();
