@@ -5,14 +5,20 @@
 //! system, so that what stays is of the sizes in use. Idle buffers were in use before: together with those in use they
 //! are no more than what was once in use at the same time, as long as sizes stay alike. The memory of buffers in use is the reader's to limit: by how many ranges it asks for at once.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::mm::{Advice, madvise};
+
 /// Alignment of every buffer: enough for direct I/O on devices with blocks of up to 4096 bytes.
 pub(super) const ALIGN: usize = 4096;
+
+/// Size of a huge page, in which buffers from this size on are asked for: a device takes so many pieces of memory in a
+/// request, and small pages scattered over memory are one piece each.
+const HUGE: usize = 2 << 20;
 
 /// Capacities are multiples of this, so that buffers of nearly equal needs are interchangeable.
 const GRAIN: usize = 64 << 10;
@@ -35,13 +41,20 @@ impl Memory {
     fn new(capacity: usize) -> Memory {
         let layout = Memory::layout(capacity);
         // SAFETY: the layout is not empty, `Pool::take` rounds up to at least one grain.
-        let at = unsafe { alloc_zeroed(layout) };
+        let at = unsafe { alloc(layout) };
         let at = NonNull::new(at).unwrap_or_else(|| handle_alloc_error(layout));
+        if capacity >= HUGE {
+            // SAFETY: the range is inside the allocation and begins at a huge page; the advice changes no content. Where
+            // it is not taken, reads are only slower.
+            let _ = unsafe { madvise(at.as_ptr().cast(), capacity - capacity % HUGE, Advice::LinuxHugepage) };
+        }
+        // SAFETY: all of it belongs to the allocation. Only now is it touched, so that the advice can have effect.
+        unsafe { at.as_ptr().write_bytes(0, capacity) };
         Memory { at, capacity }
     }
 
     fn layout(capacity: usize) -> Layout {
-        Layout::from_size_align(capacity, ALIGN)
+        Layout::from_size_align(capacity, if capacity >= HUGE { HUGE } else { ALIGN })
             .expect("a capacity of at most a few range sizes and a constant power of two")
     }
 }
@@ -123,7 +136,7 @@ impl Deref for Buffer {
 
     fn deref(&self) -> &[u8] {
         let memory = self.memory.as_ref().expect("taken only by drop");
-        // SAFETY: `len` <= capacity, the memory was initialised by `alloc_zeroed`, and `self` owns it.
+        // SAFETY: `len` <= capacity, the memory was initialised when it was made, and `self` owns it.
         unsafe { std::slice::from_raw_parts(memory.at.as_ptr(), self.len) }
     }
 }

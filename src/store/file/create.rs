@@ -36,8 +36,8 @@ const LEFTOVERS_MAX: usize = 10_000;
 /// time than all else.
 const DIRECT_FROM: u64 = 1 << 20;
 
-/// Bytes of one direct write.
-const DIRECT_WRITE: usize = 1 << 20;
+/// Bytes of one direct write: a buffer in a huge page.
+const DIRECT_WRITE: usize = 2 << 20;
 
 /// Times that a name is given again after its folder went away.
 const PUBLISH_TRIES: u32 = 8;
