@@ -69,6 +69,7 @@ async fn newer_and_older_points_fetch_only_what_differs() {
     assert!(forth.written < 2 * MIB, "{} bytes written to go forth", forth.written);
     let again = world.rehydrate().await;
     assert_eq!(again.written, 0, "finished disks need nothing");
+    assert_eq!((again.landing.segments, again.plan_seconds), (0, 0.0), "nothing was landed and nothing asked for");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,6 +87,9 @@ async fn segments_after_the_manifest_go_through_the_log() {
     }
     let report = world.rehydrate().await;
     assert_eq!(report.landed_segments, 3);
+    let landed: u64 = world.segments().iter().rev().take(3).map(|s| s.metadata().unwrap().len()).sum();
+    assert_eq!((report.landing.segments, report.landing.bytes), (3, landed));
+    assert!(report.landing.seconds > 0.0 && report.landing.seconds <= report.seconds, "{report:?}");
     assert_eq!(report.applied_points, 3);
     world.assert_disks(&states[3]);
     // A fresh datastore takes the base and then the same segments.

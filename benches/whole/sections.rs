@@ -5,6 +5,8 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
+
 use ::freshet::cancel::Cancel;
 use ::freshet::capture::{self, DiskSource, ReplicateRequest, VmSource};
 use ::freshet::ids::Name;
@@ -37,7 +39,6 @@ struct Bench<'a> {
 /// Runs what was asked for.
 pub(crate) fn all(arguments: &Arguments) -> Outcome<()> {
     let at = |name: &str| arguments.dir.join(name);
-    let wanted = |section| arguments.only.is_empty() || arguments.only.contains(&section);
     let live = image::ext4(&at("image.raw"), &arguments.dir, arguments.gib)?;
     let bench = Bench {
         arguments,
@@ -58,28 +59,26 @@ pub(crate) fn all(arguments: &Arguments) -> Outcome<()> {
         number(&report, "/bytes/stored")? / 1e9,
         arguments.rounds
     );
-    if wanted(Section::Replicate) {
-        bench.replicate()?;
-    }
-    if wanted(Section::Rehydrate) {
-        bench.rehydrate()?;
-    }
-    if wanted(Section::Latency) {
-        bench.latency()?;
-    }
-    if wanted(Section::Landing) {
-        bench.landing()?;
-    }
-    if wanted(Section::Kill) {
-        bench.kill()?;
-    }
-    if wanted(Section::Memory) {
-        bench.memory()?;
+    for section in Section::value_variants() {
+        if arguments.only.is_empty() || arguments.only.contains(section) {
+            bench.measure(*section)?;
+        }
     }
     Ok(())
 }
 
 impl Bench<'_> {
+    fn measure(&self, section: Section) -> Outcome<()> {
+        match section {
+            Section::Replicate => self.replicate(),
+            Section::Rehydrate => self.rehydrate(),
+            Section::Latency => self.latency(),
+            Section::Landing => self.landing(),
+            Section::Kill => self.kill(),
+            Section::Memory => self.memory(),
+        }
+    }
+
     fn rounds(&self) -> std::ops::Range<usize> {
         0..self.arguments.rounds
     }

@@ -94,7 +94,7 @@ fn text(done: &DemoReport) -> String {
     out += &table.trim_fmt();
     let limit = &done.limit;
     out += &format!(
-        "\n\nlimit: {:.2} s, the longer of plain writes of as many bytes ({:.2} s) and zstd with checksum on all cores \
+        "\n\nlimit: {:.2} s, the longer of direct writes of as many bytes ({:.2} s) and zstd with checksum on all cores \
          ({:.2} s)\nrehydrating the new point reached {:.2} of it, with {}\n",
         limit.seconds(),
         limit.write_seconds,

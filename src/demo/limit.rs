@@ -1,24 +1,29 @@
-//! What this machine could do at best, measured in the same run: how long plain writes of as many bytes take, and how
+//! What this machine could do at best, measured in the same run: how long direct writes of as many bytes take, and how
 //! long libzstd and the checksum take for the frames that were stored, on all cores.
 //!
 //! A pipeline that overlaps them perfectly takes as long as the slower one. It leaves out reading the store and the
 //! processor time of writing, so that it is a little too kind to the machine.
 
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
+use crate::datastore::{Access, Completion, EngineKind, EngineOptions, Op, Request, Slab, start};
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
 use crate::format::{FrameDecoder, Segment};
+
+/// Writes under way at once, and bytes of each.
+const WRITES: usize = 32;
+const SLOT: usize = 1 << 20;
 
 /// See the module.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Limit {
     /// Bytes that were written.
     pub written: u64,
-    /// Seconds that plain writes of them took, the sync included.
+    /// Seconds that direct writes of them took, the sync included.
     pub write_seconds: f64,
     /// Raw bytes of all stored frames.
     pub decoded: u64,
@@ -42,21 +47,43 @@ pub(super) fn measure(dir: &Path, bytes: u64) -> Result<Limit> {
     Ok(Limit { written: bytes, write_seconds, decoded, decode_seconds: seconds * share })
 }
 
+/// Direct writes of buffers that are ready, many at once, into a new file, and a sync.
 fn write(path: &Path, bytes: u64) -> Result<f64> {
-    let show = || format!("write {}", path.display());
-    let chunk: Vec<u8> = (0..1_u32 << 20).map(|i| (i.wrapping_mul(0x9E37_79B1) >> 24) as u8).collect();
+    let slab = Slab::new(WRITES, SLOT)?;
+    let engine = start(EngineKind::Auto, Arc::clone(&slab), EngineOptions::default())?;
+    fill(&slab);
+    let created = File::create_new(path).and_then(|file| file.set_len(bytes));
+    created.io_context(|| format!("write {}", path.display()))?;
+    let file = engine.open(path, Access::Write)?;
+    let (failed, failure) = crossbeam::channel::bounded(1);
     let started = Instant::now();
-    let mut file = File::create_new(path).io_context(show)?;
-    let mut left = bytes;
-    while left > 0 {
-        let n = usize::try_from(left).unwrap_or(chunk.len()).min(chunk.len());
-        file.write_all(&chunk[..n]).io_context(show)?;
-        left -= n as u64;
+    for offset in (0..bytes).step_by(SLOT) {
+        let failed = failed.clone();
+        let done = Box::new(move |completion: Completion| {
+            if let Err(e) = completion.result {
+                // The first one is enough.
+                let _ = failed.try_send(e);
+            }
+        });
+        let len = usize::try_from(bytes - offset).unwrap_or(SLOT).min(SLOT);
+        let op = Op::Write { offset, slot: slab.take(), range: 0..len };
+        engine.submit(Request { file, op, done });
     }
-    file.sync_data().io_context(show)?;
+    // When all buffers are back, all writes are done.
+    drop((0..WRITES).map(|_| slab.take()).collect::<Vec<_>>());
+    engine.sync_blocking(file)?;
     let seconds = started.elapsed().as_secs_f64();
-    std::fs::remove_file(path).io_context(show)?;
-    Ok(seconds)
+    engine.close(file)?;
+    std::fs::remove_file(path).io_context(|| format!("remove {}", path.display()))?;
+    failure.try_recv().map_or(Ok(seconds), Err)
+}
+
+/// Gives every buffer bytes, so that none is touched for the first time while the clock runs.
+fn fill(slab: &Arc<Slab>) {
+    let mut slots: Vec<_> = (0..WRITES).map(|_| slab.take()).collect();
+    for slot in &mut slots {
+        slot.iter_mut().enumerate().for_each(|(i, byte)| *byte = ((i as u32).wrapping_mul(0x9E37_79B1) >> 24) as u8);
+    }
 }
 
 /// All segment files of the store.

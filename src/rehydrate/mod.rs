@@ -249,8 +249,8 @@ impl Session {
         let look = async {
             loop {
                 let newest = self.choose_again(Target::Newest).await?;
-                let found = self.domain().manifest_at_or_before(newest.at.segment).await?;
-                if found.manifest.is_some_and(|m| m.cut.segment > stuck_at.segment) {
+                let manifest = self.base.as_ref().and_then(|found| found.manifest.as_ref());
+                if manifest.is_some_and(|m| m.cut.segment > stuck_at.segment) {
                     return Ok(newest);
                 }
                 tokio::time::sleep(BRIDGE_POLL).await;

@@ -1,4 +1,4 @@
-//! Datastores and log stores that are full, read-only, missing or not like others: real file systems, real refusals.
+//! Datastores, log stores and stores that are full, read-only, missing or not like others: real file systems, real refusals.
 
 use std::path::{Path, PathBuf};
 
@@ -14,11 +14,29 @@ impl Setup {
         self.rehydrate(&[&args, more].concat())
     }
 
+    /// Makes the first disk one that does not compress, so that its segment is long enough to be written directly.
+    fn fill_root(&self) {
+        let mut bytes = vec![0; 5 << 20];
+        fastrand::Rng::with_seed(3).fill(&mut bytes);
+        std::fs::write(self.path("root.img"), bytes).unwrap();
+    }
+
     fn dir(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         std::fs::create_dir_all(&path).unwrap();
         path
     }
+}
+
+/// Runs `test` on a replicated domain, where `sub` of its directory is a file system of its own.
+fn with_place(what: &str, sub: &str, kind: &str, options: &str, test: impl FnOnce(Setup) + Send) {
+    with_own_mounts(what, || {
+        let setup = Setup::new();
+        assert_eq!(setup.replicate().code, 0);
+        setup.dir("logs");
+        mount_memory(kind, &setup.path(sub), options);
+        test(setup);
+    });
 }
 
 /// Every file below a directory, with what it holds.
@@ -37,11 +55,7 @@ fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 
 #[test]
 fn a_full_datastore_is_named_and_gone_on_with_when_there_is_room() {
-    with_own_mounts("a full datastore", || {
-        let setup = Setup::new();
-        assert_eq!(setup.replicate().code, 0);
-        setup.dir("logs");
-        mount_memory("tmpfs", &setup.path("ds"), "size=2m");
+    with_place("a full datastore", "ds", "tmpfs", "size=2m", |setup| {
         let full = setup.rehydrate_apart(&[]);
         assert_eq!((full.code, full.json()["error"]["kind"].as_str()), (10, Some("full")), "{full:?}");
         assert!(full.stderr.contains(setup.path("ds").to_str().unwrap()), "it does not say where: {full:?}");
@@ -55,12 +69,8 @@ fn a_full_datastore_is_named_and_gone_on_with_when_there_is_room() {
 
 #[test]
 fn a_run_that_ended_between_the_creation_of_two_disks_is_gone_on_with() {
-    with_own_mounts("a datastore without inodes", || {
-        let setup = Setup::new();
-        assert_eq!(setup.replicate().code, 0);
-        setup.dir("logs");
-        // Enough for what is ours and the first disk; the others cannot be created.
-        mount_memory("tmpfs", &setup.path("ds"), "nr_inodes=7");
+    // Enough for what is ours and the first disk; the others cannot be created.
+    with_place("a datastore without inodes", "ds", "tmpfs", "nr_inodes=7", |setup| {
         let full = setup.rehydrate_apart(&[]);
         assert_eq!(full.code, 10, "{full:?}");
         let created =
@@ -75,10 +85,7 @@ fn a_run_that_ended_between_the_creation_of_two_disks_is_gone_on_with() {
 
 #[test]
 fn a_log_store_without_room_is_named_and_left_as_it_was() {
-    with_own_mounts("a full log store", || {
-        let setup = Setup::new();
-        assert_eq!(setup.replicate().code, 0);
-        mount_memory("tmpfs", &setup.dir("logs"), "size=16m");
+    with_place("a full log store", "logs", "tmpfs", "size=16m", |setup| {
         std::fs::write(setup.path("logs").join("other"), "kept").unwrap();
         let full = setup.rehydrate_apart(&[]);
         assert_eq!(full.code, 10, "{full:?}");
@@ -93,11 +100,7 @@ fn a_log_store_without_room_is_named_and_left_as_it_was() {
 
 #[test]
 fn a_read_only_datastore_is_denied_and_its_disks_stay() {
-    with_own_mounts("a read-only datastore", || {
-        let setup = Setup::new();
-        assert_eq!(setup.replicate().code, 0);
-        setup.dir("logs");
-        mount_memory("tmpfs", &setup.path("ds"), "size=64m");
+    with_place("a read-only datastore", "ds", "tmpfs", "size=64m", |setup| {
         set_read_only(&setup.path("ds"), true);
         for fresh in [true, false] {
             let denied = setup.rehydrate_apart(&[]);
@@ -121,10 +124,7 @@ fn a_read_only_datastore_is_denied_and_its_disks_stay() {
 
 #[test]
 fn a_read_only_log_store_is_denied() {
-    with_own_mounts("a read-only log store", || {
-        let setup = Setup::new();
-        assert_eq!(setup.replicate().code, 0);
-        mount_memory("tmpfs", &setup.dir("logs"), "size=1m");
+    with_place("a read-only log store", "logs", "tmpfs", "size=1m", |setup| {
         set_read_only(&setup.path("logs"), true);
         let denied = setup.rehydrate_apart(&[]);
         assert_eq!(denied.code, 8, "{denied:?}");
@@ -136,10 +136,7 @@ fn a_read_only_log_store_is_denied() {
 fn without_direct_io_the_disks_are_the_same_and_the_report_says_why() {
     // ramfs knows neither direct I/O nor holes that are punched nor reserved space.
     for kind in ["ramfs", "tmpfs"] {
-        with_own_mounts(&format!("a datastore on {kind}"), || {
-            let setup = Setup::new();
-            assert_eq!(setup.replicate().code, 0);
-            mount_memory(kind, &setup.path("ds"), "");
+        with_place(&format!("a datastore on {kind}"), "ds", kind, "", |setup| {
             let direct = direct_io_works(&setup.path("ds"));
             let done = setup.rehydrate(&[]);
             assert_eq!(done.code, 0, "{done:?}");
@@ -156,6 +153,36 @@ fn without_direct_io_the_disks_are_the_same_and_the_report_says_why() {
             setup.assert_same();
         });
     }
+}
+
+#[test]
+fn a_store_without_direct_io_keeps_objects_of_any_size() {
+    with_own_mounts("a store on ramfs", || {
+        let setup = Setup::new();
+        setup.fill_root();
+        mount_memory("ramfs", &setup.dir("store"), "");
+        assert!(!direct_io_works(&setup.path("store")), "ramfs has direct I/O here: the test shows nothing");
+        assert_eq!(setup.replicate().code, 0);
+        assert!(setup.segments().iter().any(|segment| segment.metadata().unwrap().len() > (2 << 20)));
+        assert_eq!(setup.rehydrate(&[]).code, 0);
+        setup.assert_same();
+    });
+}
+
+#[test]
+fn a_full_store_is_named_and_gone_on_with_when_there_is_room() {
+    with_own_mounts("a full store", || {
+        let setup = Setup::new();
+        setup.fill_root();
+        mount_memory("tmpfs", &setup.dir("store"), "size=2m");
+        let full = setup.replicate();
+        assert_eq!((full.code, full.json()["error"]["kind"].as_str()), (10, Some("full")), "{full:?}");
+        assert!(full.stderr.contains(setup.path("store").to_str().unwrap()), "it does not say where: {full:?}");
+        remount(&setup.path("store"), "size=64m");
+        assert_eq!(setup.replicate().code, 0);
+        assert_eq!(setup.rehydrate(&[]).code, 0);
+        setup.assert_same();
+    });
 }
 
 fn direct_io_works(dir: &Path) -> bool {

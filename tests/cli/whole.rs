@@ -68,7 +68,7 @@ impl Setup {
     }
 
     /// Every segment file of the store.
-    fn segments(&self) -> Vec<PathBuf> {
+    pub(super) fn segments(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut dirs = vec![self.path("store").join("prod%2F%CE%B1").join("segments")];
         while let Some(dir) = dirs.pop() {

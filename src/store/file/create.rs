@@ -100,7 +100,7 @@ impl Creator {
         if len >= DIRECT_FROM && self.direct.load(Relaxed) {
             match temporary.write_direct(parts, len, &self.pool) {
                 Ok(()) => return temporary.sync(),
-                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.direct.store(false, Relaxed),
+                Err(e) if refuses_direct(&e) => self.direct.store(false, Relaxed),
                 Err(e) => return Err(e),
             }
         }
@@ -134,7 +134,8 @@ impl Temporary {
 
     /// Writes `parts`, `len` bytes in all, past the page cache; the end is padded for it and cut off again.
     ///
-    /// Errors: `EINVAL` where the file system has no direct writes; nothing of the file counts then.
+    /// Errors: one of which [`refuses_direct`] is true where the file system has no direct writes; nothing of the file
+    /// counts then.
     fn write_direct(&self, parts: &[Bytes], len: u64, pool: &Arc<Pool>) -> io::Result<()> {
         let file = File::options().write(true).custom_flags(libc::O_DIRECT).open(&self.path)?;
         // Space within the file's length is had more cheaply than space behind its end.
@@ -186,6 +187,11 @@ impl Drop for Temporary {
         // After a rename it is not there; where removing fails, the next process's clean-up finds it.
         let _ = std::fs::remove_file(&self.path);
     }
+}
+
+/// Whether a file system says so that it does not do direct writes: it may take the flag and not the write.
+fn refuses_direct(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }
 
 fn write_parts(file: &mut File, parts: &[Bytes]) -> io::Result<()> {
