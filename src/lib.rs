@@ -16,6 +16,7 @@
 //! | [`log`] | segments as they land, durable in a ring on local storage |
 //! | [`cli`], [`demo`], [`scan`], [`verify`] | what an operator runs, over the modules below |
 //! | [`map`] | where each live byte is stored at a point |
+//! | [`nbd`] | disks served over NBD, and the disk behind an export |
 //! | [`rehydrate`] | from the storage site onto disks, point by point |
 //! | [`store`] | objects of a storage site |
 //! | [`error`], [`ids`], [`clock`] | words that every module shares |
@@ -32,6 +33,7 @@ pub mod ids;
 pub mod inspect;
 pub mod log;
 pub mod map;
+pub mod nbd;
 pub mod progress;
 pub mod rehydrate;
 pub mod scan;
