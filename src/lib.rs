@@ -12,6 +12,7 @@
 //! | [`capture`] | disk images into segments, map pages and manifests |
 //! | [`datastore`] | buffers, and the engine that moves them to and from local disks |
 //! | [`mod@format`] | bytes of every object and file, no I/O |
+//! | [`intent`] | which regions of a protected disk the chain may lack, durable before they are written |
 //! | [`inspect`] | any one object or file, explained and verified |
 //! | [`log`] | segments as they land, durable in a ring on local storage |
 //! | [`cli`], [`demo`], [`scan`], [`verify`] | what an operator runs, over the modules below |
@@ -31,6 +32,7 @@ pub mod error;
 pub mod format;
 pub mod ids;
 pub mod inspect;
+pub mod intent;
 pub mod log;
 pub mod map;
 pub mod nbd;

@@ -40,6 +40,7 @@ fn decoders_still_read_what_was_once_written() {
     assert_eq!(LogSuperblock::open(&golden("log-superblock"), 1).unwrap(), superblock());
     assert_eq!(LogRecord::open(&golden("log-record")).unwrap(), log_record());
     assert_eq!(HydrationMap::decode(&golden("hydration")).unwrap(), hydration());
+    assert_eq!(golden("intent"), intent());
     assert_eq!(Watermark::decode(&golden("watermark")).unwrap(), watermark());
 }
 

@@ -8,6 +8,7 @@
 use crate::ids::{DiskId, DomainId, Generation, SegmentNo, Time, VmId, WriterId};
 
 use super::checksum::Digest;
+use super::intent::IntentId;
 use super::log::{DatastoreId, LogId};
 
 /// One field of a fixed layout.
@@ -91,6 +92,7 @@ wire_via! {
     DiskId as [u8; 16]: |v| v.bytes(), DiskId::from_bytes;
     WriterId as [u8; 16]: |v| v.bytes(), WriterId::from_bytes;
     LogId as [u8; 16]: |v| v.bytes(), LogId::from_bytes;
+    IntentId as [u8; 16]: |v| v.bytes(), IntentId::from_bytes;
     DatastoreId as [u8; 16]: |v| v.bytes(), DatastoreId::from_bytes;
     Digest as [u8; 16]: |v| v.0, Digest;
     Generation as u64: |v| v.get(), Generation::new;

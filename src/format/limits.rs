@@ -2,7 +2,9 @@
 //!
 //! The numbers themselves stand with the format that they belong to; this is only their list.
 
-use super::{catalogue, frame, hydration, index, log, manifest, map_page, owner, point, segment, status, watermark};
+use super::{
+    catalogue, frame, hydration, index, intent, log, manifest, map_page, owner, point, segment, status, watermark,
+};
 
 /// Name in code and document, and value (bytes, or a count where the name does not end in `LEN`, `SPAN` or `GRANULE`).
 pub fn limits() -> Vec<(&'static str, u64)> {
@@ -32,6 +34,11 @@ pub fn limits() -> Vec<(&'static str, u64)> {
         ("MAX_HYDRATION_LEN", hydration::MAX_HYDRATION_LEN),
         ("MAX_QUARANTINED", hydration::MAX_QUARANTINED as u64),
         ("MAX_WHY_LEN", hydration::MAX_WHY_LEN as u64),
+        ("INTENT_PAGE", intent::INTENT_PAGE as u64),
+        ("INTENT_PAGE_REGIONS", u64::from(intent::INTENT_PAGE_REGIONS)),
+        ("INTENT_MIN_REGION_LEN", intent::INTENT_MIN_REGION_LEN),
+        ("MAX_INTENT_PAGES", u64::from(intent::MAX_INTENT_PAGES)),
+        ("MAX_INTENT_LEN", intent::MAX_INTENT_LEN),
         ("MAX_STAMPS", u64::from(watermark::MAX_STAMPS)),
         ("MAX_WATERMARK_LEN", watermark::MAX_WATERMARK_LEN),
     ]

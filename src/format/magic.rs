@@ -44,6 +44,11 @@ pub const HYDRATION: Magic = magic(b"FRSHhydr", 1, "hydration map");
 /// Watermark.
 pub const WATERMARK: Magic = magic(b"FRSHwatr", 1, "watermark");
 
+/// Write-intent file.
+pub const INTENT: Magic = magic(b"FRSHintn", 1, "write-intent header");
+/// Page of a write-intent file.
+pub const INTENT_PAGE: Magic = magic(b"FRSHintp", 1, "write-intent page");
+
 /// Every magic, for telling what a file is.
 pub const ALL: &[Magic] = &[
     SEGMENT,
@@ -58,4 +63,6 @@ pub const ALL: &[Magic] = &[
     LOG_RECORD,
     HYDRATION,
     WATERMARK,
+    INTENT,
+    INTENT_PAGE,
 ];

@@ -15,6 +15,7 @@ mod frame;
 mod hostile_tests;
 mod hydration;
 mod index;
+mod intent;
 mod layout;
 mod limits;
 mod log;
@@ -42,6 +43,10 @@ pub use frame::{
 };
 pub use hydration::{GRANULE, HydrationDisk, HydrationMap, MAX_HYDRATION_LEN, Quarantined, granules};
 pub use index::{Index, IndexDisk, IndexEntry, MAX_INDEX_LEN};
+pub use intent::{
+    INTENT_BITS_LEN, INTENT_MIN_REGION_LEN, INTENT_PAGE, INTENT_PAGE_REGIONS, IntentHeader, IntentId, IntentPage,
+    IntentShape, MAX_INTENT_LEN, MAX_INTENT_PAGES,
+};
 pub use layout::{Field, Layout};
 pub use limits::limits;
 pub use log::{
@@ -81,5 +86,7 @@ pub fn layouts() -> Vec<Layout> {
         LogRecord::layout(),
         owner::OwnerFields::layout(),
         status::StatusFields::layout(),
+        IntentHeader::layout(),
+        IntentPage::layout(),
     ]
 }

@@ -5,6 +5,7 @@
 use super::decode_error::{DecodeError, DecodeResult};
 use super::frame::{FRAME_HEADER_LEN, FrameDecoder, FrameHeader, VerifiedFrame};
 use super::hydration::HydrationMap;
+use super::intent::{self, IntentPage};
 use super::log::{LogRecord, LogSuperblock};
 use super::manifest::Manifest;
 use super::map_page::MapPage;
@@ -39,6 +40,8 @@ pub fn recode(bytes: &[u8]) -> DecodeResult<Vec<u8>> {
         magic::LOG_RECORD => Ok(LogRecord::open(bytes)?.encode().to_vec()),
         magic::HYDRATION => Ok(HydrationMap::decode(bytes)?.encode()),
         magic::WATERMARK => Ok(Watermark::decode(bytes)?.encode()),
+        magic::INTENT => intent::recode(bytes),
+        magic::INTENT_PAGE => Ok(IntentPage::decode(bytes)?.encode().to_vec()),
         other => Err(DecodeError::value(other.what, "has no meaning outside its segment")),
     }
 }

@@ -5,6 +5,7 @@
 //! a hostile file says of itself: segments are read frame by frame, logs in pieces. What is damaged is part of the report
 //! and no error; an error means that there was nothing to report on.
 
+mod intent;
 mod log;
 mod objects;
 mod report;

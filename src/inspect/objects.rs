@@ -1,4 +1,5 @@
-//! Everything that is read as one piece: map pages, manifests, ownership records, status, hydration maps, watermarks.
+//! Everything that is read as one piece: map pages, manifests, ownership records, status, hydration maps,
+//! watermarks, write-intent bitmaps.
 
 use bytes::Bytes;
 use serde_json::json;
@@ -8,8 +9,9 @@ use super::source::Source;
 use crate::error::Result;
 use crate::format::magic::{self, Magic};
 use crate::format::{
-    Author, Catalogue, DecodeError, DecodeResult, HydrationMap, MAX_HYDRATION_LEN, MAX_MANIFEST_LEN, MAX_PAGE_LEN,
-    MAX_WATERMARK_LEN, Manifest, MapPage, OWNER_RECORD_LEN, OwnerKind, OwnerRecord, STATUS_LEN, Status, Watermark,
+    Author, Catalogue, DecodeError, DecodeResult, HydrationMap, MAX_HYDRATION_LEN, MAX_INTENT_LEN, MAX_MANIFEST_LEN,
+    MAX_PAGE_LEN, MAX_WATERMARK_LEN, Manifest, MapPage, OWNER_RECORD_LEN, OwnerKind, OwnerRecord, STATUS_LEN, Status,
+    Watermark,
 };
 use crate::store::keys::ObjectKey;
 
@@ -22,8 +24,9 @@ pub(super) async fn object(kind: Magic, from: &Source, report: &mut InspectRepor
         magic::STATUS => STATUS_LEN as u64,
         magic::HYDRATION => MAX_HYDRATION_LEN,
         magic::WATERMARK => MAX_WATERMARK_LEN,
+        magic::INTENT => MAX_INTENT_LEN,
         _ => {
-            report.problem("whole", "a part that has no meaning outside its segment or log: inspect that");
+            report.problem("whole", "a part that has no meaning outside its segment, log or bitmap: inspect that");
             return Ok(());
         }
     };
@@ -44,6 +47,7 @@ fn facts(kind: Magic, bytes: &Bytes, key: Option<ObjectKey>, report: &mut Inspec
         magic::MANIFEST => manifest(&Manifest::decode_any(bytes)?, report),
         magic::OWNER => owner(&OwnerRecord::decode_any(bytes)?, report),
         magic::STATUS => status(&Status::decode(bytes)?, report),
+        magic::INTENT => return super::intent::intent(bytes, report),
         magic::HYDRATION => return hydration(&HydrationMap::decode(bytes)?, report),
         _ => return watermark(&Watermark::decode(bytes)?, report),
     };

@@ -176,6 +176,21 @@ pub(crate) fn watermark() -> Watermark {
     Watermark { domain: DOMAIN, sequence: 2, point: at(3, 4), point_time: Time::from_millis(5), stamps: vec![stamp] }
 }
 
+/// A file of two pages, with the first and the last region of each set.
+pub(crate) fn intent() -> Vec<u8> {
+    let shape = IntentShape::of((40_000 << 20) - 512).unwrap();
+    let header = IntentHeader::new(IntentId::from_bytes([7; 16]), DOMAIN, DISK, &shape);
+    let mut bytes = header.encode().to_vec();
+    for page in 0..shape.pages() {
+        let last = shape.page_regions(page).len() - 1;
+        let mut bits = [0; INTENT_BITS_LEN];
+        bits[0] = 1;
+        bits[last / 8] |= 1 << (last % 8);
+        bytes.extend_from_slice(&header.encode_page(page, bits));
+    }
+    bytes
+}
+
 /// Everything that is encoded the same by every build, by the name of its golden file.
 pub(crate) fn pinned() -> Vec<(&'static str, Vec<u8>)> {
     vec![
@@ -190,6 +205,7 @@ pub(crate) fn pinned() -> Vec<(&'static str, Vec<u8>)> {
         ("log-record", log_record().encode().to_vec()),
         ("hydration", hydration().encode()),
         ("watermark", watermark().encode()),
+        ("intent", intent()),
     ]
 }
 

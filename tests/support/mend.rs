@@ -2,7 +2,7 @@
 //! its checksum. Property tests and fuzz targets share it.
 
 use freshet::format::magic::{self, Magic};
-use freshet::format::{layouts, xxh3_64, xxh3_128};
+use freshet::format::{INTENT_PAGE, layouts, xxh3_64, xxh3_128};
 
 /// Name of the layout that `magic` stands at the head of.
 fn layout_of(magic: Magic) -> &'static str {
@@ -18,6 +18,8 @@ fn layout_of(magic: Magic) -> &'static str {
         magic::LOG_RECORD => "LogRecord",
         magic::HYDRATION => "HydrationHeader",
         magic::WATERMARK => "WatermarkHeader",
+        magic::INTENT => "IntentHeader",
+        magic::INTENT_PAGE => "IntentPage",
         other => panic!("no header begins with {other:?}"),
     }
 }
@@ -42,6 +44,10 @@ pub(crate) fn mend(magic: Magic, bytes: &mut [u8]) -> bool {
     }
     if let Some(at) = field("stored_sum") {
         head[at].copy_from_slice(&xxh3_64(body).to_le_bytes());
+    }
+    if magic == magic::INTENT {
+        // Its pages are parts with sums of their own.
+        body.chunks_exact_mut(INTENT_PAGE).for_each(|page| assert!(mend(magic::INTENT_PAGE, page)));
     }
     let sum = xxh3_64(&head[..layout.len - 8]);
     head[layout.len - 8..].copy_from_slice(&sum.to_le_bytes());
