@@ -3,9 +3,9 @@
 //! Owns the decision whether what is read can be a point: images that somebody may write to, or that changed while they
 //! were read, are refused, or make the point fuzzy where that is allowed.
 
-use super::occupants::{self, Occupants};
 use super::request::ReplicateRequest;
 use super::source::SourceImage;
+use crate::datastore::{Occupants, find_occupants};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Images in the order of the request, and what the operator should know of them.
@@ -36,7 +36,7 @@ impl Images {
             }
         }
         let mut images = Images { list: Vec::new(), fuzzy: false, notes: Vec::new(), allow_fuzzy: request.allow_fuzzy };
-        let found = occupants::find(&list)?;
+        let found = occupants(&list)?;
         images.doubt(writers(&list, &found))?;
         images.list = list;
         if found.unseen > 0 {
@@ -60,7 +60,7 @@ impl Images {
                 doubts.push(format!("disk image {}: {how} while it was read", image.path().display()));
             }
         }
-        doubts.extend(writers(list, &occupants::find(list)?));
+        doubts.extend(writers(list, &occupants(list)?));
         self.doubt(doubts)
     }
 
@@ -81,6 +81,16 @@ impl Images {
         }
         Ok(())
     }
+}
+
+/// Who may write to each image: what was found when it was opened, and what is found now.
+fn occupants(list: &[SourceImage]) -> Result<Occupants> {
+    let suspects: Vec<_> = list.iter().map(SourceImage::suspect).collect();
+    let mut found = find_occupants(&suspects)?;
+    for (image, writers) in list.iter().zip(&mut found.writers) {
+        writers.splice(0..0, image.claims().iter().cloned());
+    }
+    Ok(found)
 }
 
 /// One text for each image that may be written to.

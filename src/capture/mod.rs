@@ -13,7 +13,7 @@
 //! |---|---|
 //! | `request`, `report` | what is asked, what was done |
 //! | `replicate`, `transfer` | the order of the steps; the stages that run side by side |
-//! | `images`, `source`, `occupants` | the images, their holes; who else has them open for writing |
+//! | `images`, `source` | the images, their holes; whether anybody writes to them meanwhile |
 //! | `roster` | VMs and disks of the call against the domain's catalogue |
 //! | `pieces`, `reader` | what is read, in which order |
 //! | `zeros`, `compare` | what of it must be shipped |
@@ -30,7 +30,6 @@ mod checkpoint;
 mod compare;
 mod halt;
 mod images;
-mod occupants;
 mod pieces;
 mod reader;
 mod replicate;

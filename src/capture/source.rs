@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, SeekFrom, flock, seek};
 use rustix::io::Errno;
 
+use crate::datastore::{ImageKey, Suspect};
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
 
 /// Reads begin and end at multiples of this many bytes, or at the end of the image.
@@ -21,26 +22,6 @@ const READ_ALIGN: u64 = 4096;
 /// A hole shorter than this is read with its neighbours: the file system fills it in without touching the disk, and
 /// one long read costs less than two short ones.
 const MIN_HOLE: u64 = 64 << 10;
-
-/// Which image it is, by whatever name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum ImageKey {
-    /// A file by file system and inode.
-    File { dev: u64, inode: u64 },
-    /// A block device by its number.
-    Device { rdev: u64 },
-}
-
-impl ImageKey {
-    /// The key of what these are the metadata of; `None` for what is neither file nor block device.
-    pub(crate) fn of(meta: &Metadata) -> Option<ImageKey> {
-        let kind = meta.file_type();
-        if kind.is_block_device() {
-            return Some(ImageKey::Device { rdev: meta.rdev() });
-        }
-        kind.is_file().then(|| ImageKey::File { dev: meta.dev(), inode: meta.ino() })
-    }
-}
 
 /// What changes when somebody writes to the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,9 +82,9 @@ impl SourceImage {
         self.key
     }
 
-    /// The descriptor, for questions about locks.
-    pub(crate) fn file(&self) -> &File {
-        &self.file
+    /// What to look for its writers by.
+    pub(crate) fn suspect(&self) -> Suspect<'_> {
+        Suspect { key: self.key, file: &self.file }
     }
 
     /// Length in bytes when it was opened; any number.
@@ -306,6 +287,18 @@ mod tests {
             assert_eq!(error.kind(), kind, "{error}");
             assert!(error.to_string().contains(word), "{error}");
         }
+    }
+
+    #[test]
+    fn an_exclusive_lock_is_a_claim_and_a_shared_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = image(&dir, MIB, &[]);
+        let holder = File::open(&path).unwrap();
+        flock(&holder, FlockOperation::LockShared).unwrap();
+        assert_eq!(SourceImage::open(&path).unwrap().claims(), [""; 0]);
+        flock(&holder, FlockOperation::LockExclusive).unwrap();
+        assert!(SourceImage::open(&path).unwrap().claims()[0].contains("flock"));
+        flock(&holder, FlockOperation::Unlock).unwrap();
     }
 
     #[test]

@@ -106,6 +106,14 @@ pub enum Op {
         /// Bytes; none is fine.
         len: u64,
     },
+    /// Make the range read as zeros and keep, or reserve, its space; the file keeps its length, also where the range
+    /// goes past it. Fails with `Unsupported` where the file system cannot: write zeros there.
+    ZeroRange {
+        /// First byte in the file.
+        offset: u64,
+        /// Bytes; none is fine.
+        len: u64,
+    },
     /// Reserve space for the range, which reads as zeros where nothing was written; the file grows to cover it.
     /// Fails with `Unsupported` where the file system cannot, and with `Full` where the space is not there.
     Allocate {

@@ -33,6 +33,13 @@ pub enum Call {
         /// Bytes.
         len: u64,
     },
+    /// Zeros over `len` bytes at `offset`, kept allocated.
+    ZeroRange {
+        /// First byte in the file.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
     /// Reservation of `len` bytes at `offset`.
     Allocate {
         /// First byte in the file.

@@ -242,6 +242,12 @@ impl OpenFile {
         self.fallocate("punch a hole", Call::PunchHole { offset, len }, flags, offset, len)
     }
 
+    /// See [`super::Op::ZeroRange`].
+    pub(super) fn zero_range(&self, offset: u64, len: u64) -> Result<()> {
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        self.fallocate("zero a range", Call::ZeroRange { offset, len }, flags, offset, len)
+    }
+
     /// See [`super::Op::Allocate`].
     pub(super) fn allocate(&self, offset: u64, len: u64) -> Result<()> {
         self.fallocate("reserve space", Call::Allocate { offset, len }, FallocateFlags::empty(), offset, len)

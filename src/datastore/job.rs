@@ -28,6 +28,7 @@ pub(super) enum Job {
 pub(super) enum Control {
     Sync,
     PunchHole { offset: u64, len: u64 },
+    ZeroRange { offset: u64, len: u64 },
     Allocate { offset: u64, len: u64 },
     SetLen(u64),
 }
@@ -55,6 +56,7 @@ impl Job {
             }
             Op::SyncData => Control::Sync,
             Op::PunchHole { offset, len } => Control::PunchHole { offset, len },
+            Op::ZeroRange { offset, len } => Control::ZeroRange { offset, len },
             Op::Allocate { offset, len } => Control::Allocate { offset, len },
             Op::SetLen(len) => Control::SetLen(len),
         };
@@ -73,6 +75,7 @@ impl Job {
                 let result = match control {
                     Control::Sync => file.sync_data(),
                     Control::PunchHole { offset, len } => file.punch_hole(offset, len),
+                    Control::ZeroRange { offset, len } => file.zero_range(offset, len),
                     Control::Allocate { offset, len } => file.allocate(offset, len),
                     Control::SetLen(len) => file.set_len(len),
                 };

@@ -1,4 +1,4 @@
-//! The local disk: buffers, and the engine that moves them to and from files and block devices.
+//! The local disk: buffers, the engine that moves them to and from files and block devices, and who else uses those.
 //!
 //! ```text
 //!  worker: slab.take() -> fill slot -> engine.submit(Write) --bounded queue--> ring or worker thread
@@ -18,6 +18,7 @@ mod file;
 mod file_lock;
 mod gate;
 mod job;
+mod occupants;
 mod probe;
 mod slab;
 mod table;
@@ -37,5 +38,6 @@ pub use engine::{
 };
 pub use faults::{Call, Faults, Verdict};
 pub(crate) use file_lock::{FileLock, take_lock};
+pub(crate) use occupants::{ImageKey, Occupants, Suspect, claim_from_qemu, find as find_occupants};
 pub use slab::{DEFAULT_SLOT_BYTES, SLOT_ALIGN, Slab, Slot};
 pub use two_slot::{Loaded, TwoSlot};

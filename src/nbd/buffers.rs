@@ -190,7 +190,7 @@ impl Payload {
     /// Takes it apart for the disk engine: the slot, the bytes of it that count, and what makes a payload of them again.
     pub(super) fn into_parts(self) -> (Slot, std::ops::Range<usize>, Rest) {
         let range = self.start..self.start + self.len;
-        (self.slot, range.clone(), Rest { start: self.start, len: self.len, permit: self.permit })
+        (self.slot, range, Rest { start: self.start, len: self.len, permit: self.permit })
     }
 }
 
@@ -223,9 +223,14 @@ pub(super) struct Rest {
 }
 
 impl Rest {
+    /// What the slot is counted by, to be kept with it.
+    pub(super) fn permit(&mut self) -> Option<OwnedSemaphorePermit> {
+        self.permit.take()
+    }
+
     /// The payload again.
-    pub(super) fn join(self, slot: Slot) -> Payload {
-        Payload { slot, start: self.start, len: self.len, permit: self.permit }
+    pub(super) fn join(self, slot: Slot, permit: Option<OwnedSemaphorePermit>) -> Payload {
+        Payload { slot, start: self.start, len: self.len, permit }
     }
 }
 

@@ -16,10 +16,16 @@
 //! Nothing here knows of capture, stores or domains.
 #![allow(dead_code, reason = "the server that uses all of it comes next")]
 
+mod backing;
 mod buffers;
 mod export;
 mod exports;
+mod extents;
+mod image;
+mod sync_group;
 
+pub use backing::{BackingDisk, CacheMode, start_engine};
 pub use buffers::{Buffers, MAX_PIECE, Payload, Share};
 pub use export::{Answer, BlockStatus, Errno, Export, ExportError, ExportInfo, ZeroMode};
 pub use exports::Exports;
+pub use image::{Image, ImageOptions};

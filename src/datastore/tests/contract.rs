@@ -206,7 +206,12 @@ fn wrong_ranges_are_refused_and_give_the_slot_back(variant: Variant) {
         let completion = rig.engine.execute(file, Op::Read { offset, slot, range: 0..4096 });
         assert_eq!(completion.result.unwrap_err().kind(), ErrorKind::Invalid, "{offset}");
         slot = completion.slot.unwrap();
-        for op in [Op::PunchHole { offset, len: 4096 }, Op::Allocate { offset, len: 4096 }, Op::SetLen(u64::MAX)] {
+        for op in [
+            Op::PunchHole { offset, len: 4096 },
+            Op::ZeroRange { offset, len: 1 },
+            Op::Allocate { offset, len: 4096 },
+            Op::SetLen(u64::MAX),
+        ] {
             assert_eq!(rig.engine.execute(file, op).result.unwrap_err().kind(), ErrorKind::Invalid, "{offset}");
         }
     }

@@ -79,6 +79,7 @@ fn a_failed_sync_poisons_the_file_until_it_is_opened_again(variant: Variant) {
         Op::Read { offset: 0, slot: read, range: 0..65_536 },
         Op::Read { offset: 1, slot: odd_read, range: 0..100 },
         Op::PunchHole { offset: 0, len: 4096 },
+        Op::ZeroRange { offset: 0, len: 4096 },
         Op::Allocate { offset: 0, len: 1 << 20 },
         Op::SetLen(0),
     ] {

@@ -213,6 +213,7 @@ fn a_file_for_reading_is_read_only(variant: Variant) {
         write,
         Op::SyncData,
         Op::PunchHole { offset: 0, len: 1 },
+        Op::ZeroRange { offset: 0, len: 1 },
         Op::Allocate { offset: 0, len: 1 << 20 },
         Op::SetLen(0),
     ] {

@@ -9,6 +9,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 use super::{Rig, Variant, on_every_engine, pattern};
 use crate::datastore::{Op, Request};
+use crate::error::ErrorKind;
 
 on_every_engine!(a_file_is_a_vector_of_bytes);
 
@@ -20,6 +21,7 @@ enum Step {
     Batch(usize, Vec<usize>),
     Read(usize, usize),
     PunchHole(usize, usize),
+    ZeroRange(usize, usize),
     SetLen(usize),
     Sync,
 }
@@ -39,6 +41,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (position(SIZE), prop::collection::vec(position(20_000), 1..8)).prop_map(|(at, lens)| Step::Batch(at, lens)),
         3 => (position(SIZE), position(60_000)).prop_map(|(at, len)| Step::Read(at, len)),
         1 => (position(SIZE), position(30_000)).prop_map(|(at, len)| Step::PunchHole(at, len)),
+        1 => (position(SIZE), position(30_000)).prop_map(|(at, len)| Step::ZeroRange(at, len)),
         1 => position(SIZE).prop_map(Step::SetLen),
         1 => Just(Step::Sync),
     ]
@@ -65,6 +68,17 @@ fn a_file_is_a_vector_of_bytes(variant: Variant) {
                     rig.engine.punch_hole_blocking(file, at as u64, len as u64).unwrap();
                     let end = (at + len).min(model.len());
                     model[at.min(end)..end].fill(0);
+                }
+                Step::ZeroRange(at, len) => {
+                    let op = Op::ZeroRange { offset: at as u64, len: len as u64 };
+                    match rig.engine.execute(file, op).result {
+                        Ok(_) => {
+                            let end = (at + len).min(model.len());
+                            model[at.min(end)..end].fill(0);
+                        }
+                        // Not on every file system; then nothing is changed.
+                        Err(error) => prop_assert_eq!(error.kind(), ErrorKind::Unsupported),
+                    }
                 }
                 Step::SetLen(len) => {
                     rig.engine.set_len_blocking(file, len as u64).unwrap();

@@ -5,16 +5,47 @@
 //! those of other users: how many processes it could not look into is part of the answer.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File, Metadata};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use crate::error::{IoResultExt, Result};
-
-use super::source::{ImageKey, SourceImage};
 
 /// The byte on which QEMU holds a shared lock as long as it has an image open for writing: the first byte of its
 /// permission locks plus the number of the permission; see `block/file-posix.c` of QEMU.
 const QEMU_WRITE_BYTE: i64 = 101;
+
+/// The byte on which QEMU holds a shared lock as long as nobody else may write to the image.
+const QEMU_NO_OTHER_WRITER_BYTE: i64 = 201;
+
+/// Which image it is, by whatever name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum ImageKey {
+    /// A file by file system and inode.
+    File { dev: u64, inode: u64 },
+    /// A block device by its number.
+    Device { rdev: u64 },
+}
+
+impl ImageKey {
+    /// The key of what these are the metadata of; `None` for what is neither file nor block device.
+    pub(crate) fn of(meta: &Metadata) -> Option<ImageKey> {
+        let kind = meta.file_type();
+        if kind.is_block_device() {
+            return Some(ImageKey::Device { rdev: meta.rdev() });
+        }
+        kind.is_file().then(|| ImageKey::File { dev: meta.dev(), inode: meta.ino() })
+    }
+}
+
+/// An image whose writers are looked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Suspect<'a> {
+    /// Which one it is.
+    pub(crate) key: ImageKey,
+    /// Open for reading, for questions about locks.
+    pub(crate) file: &'a File,
+}
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -29,15 +60,15 @@ pub(crate) struct Occupants {
 ///
 /// # Errors
 /// `Io` where `/proc` cannot be read.
-pub(crate) fn find(images: &[SourceImage]) -> Result<Occupants> {
-    let mut found = Occupants { writers: images.iter().map(|i| i.claims().to_vec()).collect(), unseen: 0 };
-    let keys: HashMap<ImageKey, usize> = images.iter().enumerate().map(|(i, image)| (image.key(), i)).collect();
+pub(crate) fn find(images: &[Suspect<'_>]) -> Result<Occupants> {
+    let mut found = Occupants { writers: vec![Vec::new(); images.len()], unseen: 0 };
+    let keys: HashMap<ImageKey, usize> = images.iter().enumerate().map(|(i, image)| (image.key, i)).collect();
     for process in fs::read_dir("/proc").io_context(|| "read /proc")?.flatten() {
         let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         look_into(pid, &keys, &mut found);
     }
     for (image, writers) in images.iter().zip(&mut found.writers) {
-        writers.extend(lock_holder(image));
+        writers.extend(lock_holder(image.file));
     }
     loop_devices(&keys, &mut found);
     mounts(&keys, &mut found);
@@ -103,7 +134,7 @@ fn command(pid: u32) -> String {
 }
 
 /// Whether a lock says that somebody writes: any exclusive one, or the one that QEMU keeps.
-fn lock_holder(image: &SourceImage) -> Option<String> {
+fn lock_holder(image: &File) -> Option<String> {
     let probes = [(libc::F_RDLCK, 0, 0), (libc::F_WRLCK, QEMU_WRITE_BYTE, 1)];
     probes.into_iter().find_map(|(kind, start, len)| {
         // SAFETY: all-zero bytes are a valid `flock`, a plain C struct of integers.
@@ -112,13 +143,30 @@ fn lock_holder(image: &SourceImage) -> Option<String> {
         lock.l_whence = libc::SEEK_SET as libc::c_short;
         (lock.l_start, lock.l_len) = (start, len);
         // SAFETY: the descriptor is open, and the call writes only into `lock`, which outlives it.
-        let answer = unsafe { libc::fcntl(image.file().as_raw_fd(), libc::F_OFD_GETLK, &mut lock) };
+        let answer = unsafe { libc::fcntl(image.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) };
         let held = answer == 0 && lock.l_type != libc::F_UNLCK as libc::c_short;
         held.then(|| match u32::try_from(lock.l_pid) {
             Ok(pid) if pid > 0 => format!("{} holds a lock on it", command(pid)),
             _ => "another program holds a writer's lock on it, as a running QEMU does".to_owned(),
         })
     })
+}
+
+/// Tells every QEMU that somebody writes to the image and wants to be the only one, in the locks that it looks at.
+/// They go when the open file does. Where the file system has no such locks nothing is told.
+pub(crate) fn claim_from_qemu(image: &File) {
+    for byte in [QEMU_WRITE_BYTE, QEMU_NO_OTHER_WRITER_BYTE] {
+        // SAFETY: all-zero bytes are a valid `flock`, a plain C struct of integers.
+        let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+        lock.l_type = libc::F_RDLCK as libc::c_short;
+        lock.l_whence = libc::SEEK_SET as libc::c_short;
+        (lock.l_start, lock.l_len) = (byte, 1);
+        // SAFETY: the descriptor is open, and `lock` outlives the call, which only reads it.
+        let answer = unsafe { libc::fcntl(image.as_raw_fd(), libc::F_OFD_SETLK, &lock) };
+        if answer != 0 {
+            tracing::debug!("no lock on byte {byte}: {}", std::io::Error::last_os_error());
+        }
+    }
 }
 
 fn loop_devices(keys: &HashMap<ImageKey, usize>, found: &mut Occupants) {
@@ -148,7 +196,6 @@ fn mounts(keys: &HashMap<ImageKey, usize>, found: &mut Occupants) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::File;
     use std::path::PathBuf;
 
     fn image(dir: &tempfile::TempDir, name: &str) -> PathBuf {
@@ -157,8 +204,13 @@ mod tests {
         path
     }
 
+    fn suspect(file: &File) -> Suspect<'_> {
+        Suspect { key: ImageKey::of(&file.metadata().unwrap()).unwrap(), file }
+    }
+
     fn writers(path: &std::path::Path) -> Vec<String> {
-        let found = find(&[SourceImage::open(path).unwrap()]).unwrap();
+        let file = File::open(path).unwrap();
+        let found = find(&[suspect(&file)]).unwrap();
         found.writers.into_iter().next().unwrap()
     }
 
@@ -169,8 +221,8 @@ mod tests {
         let _reader = File::open(&a).unwrap();
         assert_eq!(writers(&a), [""; 0]);
         let _writer = File::options().append(true).open(&b).unwrap();
-        let images = [SourceImage::open(&a).unwrap(), SourceImage::open(&b).unwrap()];
-        let found = find(&images).unwrap();
+        let files = [File::open(&a).unwrap(), File::open(&b).unwrap()];
+        let found = find(&files.each_ref().map(suspect)).unwrap();
         assert_eq!(found.writers[0], [""; 0]);
         assert_eq!(found.writers[1].len(), 1);
         assert!(found.writers[1][0].contains(&format!("(process {})", std::process::id())), "{:?}", found.writers);
@@ -195,22 +247,15 @@ mod tests {
     }
 
     #[test]
-    fn locks_tell_of_writers_and_a_shared_lock_does_not() {
+    fn a_lock_tells_of_a_qemu_and_a_shared_lock_of_nobody() {
         let dir = tempfile::tempdir().unwrap();
         let path = image(&dir, "locked");
         let holder = File::open(&path).unwrap();
         rustix::fs::flock(&holder, rustix::fs::FlockOperation::LockShared).unwrap();
         assert_eq!(writers(&path), [""; 0]);
-        rustix::fs::flock(&holder, rustix::fs::FlockOperation::LockExclusive).unwrap();
-        assert!(writers(&path)[0].contains("flock"));
         rustix::fs::flock(&holder, rustix::fs::FlockOperation::Unlock).unwrap();
         // As QEMU does: a shared lock of the open file description on the byte that stands for writing.
-        // SAFETY: all-zero bytes are a valid `flock`.
-        let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-        lock.l_type = libc::F_RDLCK as libc::c_short;
-        (lock.l_start, lock.l_len) = (QEMU_WRITE_BYTE, 1);
-        // SAFETY: the descriptor is open and `lock` outlives the call.
-        assert_eq!(unsafe { libc::fcntl(holder.as_raw_fd(), libc::F_OFD_SETLK, &lock) }, 0);
+        claim_from_qemu(&holder);
         assert!(writers(&path)[0].contains("QEMU"), "{:?}", writers(&path));
     }
 
