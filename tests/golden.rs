@@ -42,6 +42,7 @@ fn decoders_still_read_what_was_once_written() {
     assert_eq!(HydrationMap::decode(&golden("hydration")).unwrap(), hydration());
     assert_eq!(golden("intent"), intent());
     assert_eq!(Watermark::decode(&golden("watermark")).unwrap(), watermark());
+    assert_eq!(ProtectionRecord::decode(&golden("protection")).unwrap(), protection());
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //! The numbers themselves stand with the format that they belong to; this is only their list.
 
 use super::{
-    catalogue, frame, hydration, index, intent, log, manifest, map_page, owner, point, segment, status, watermark,
+    catalogue, frame, hydration, index, intent, log, manifest, map_page, owner, point, protection, segment, status,
+    watermark,
 };
 
 /// Name in code and document, and value (bytes, or a count where the name does not end in `LEN`, `SPAN` or `GRANULE`).
@@ -41,5 +42,6 @@ pub fn limits() -> Vec<(&'static str, u64)> {
         ("MAX_INTENT_LEN", intent::MAX_INTENT_LEN),
         ("MAX_STAMPS", u64::from(watermark::MAX_STAMPS)),
         ("MAX_WATERMARK_LEN", watermark::MAX_WATERMARK_LEN),
+        ("MAX_PROTECTION_LEN", protection::MAX_PROTECTION_LEN),
     ]
 }

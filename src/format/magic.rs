@@ -43,11 +43,12 @@ pub const LOG_RECORD: Magic = magic(b"FRSHlogr", 1, "log record");
 pub const HYDRATION: Magic = magic(b"FRSHhydr", 1, "hydration map");
 /// Watermark.
 pub const WATERMARK: Magic = magic(b"FRSHwatr", 1, "watermark");
-
 /// Write-intent file.
 pub const INTENT: Magic = magic(b"FRSHintn", 1, "write-intent header");
 /// Page of a write-intent file.
 pub const INTENT_PAGE: Magic = magic(b"FRSHintp", 1, "write-intent page");
+/// Protection record.
+pub const PROTECTION: Magic = magic(b"FRSHprot", 1, "protection record");
 
 /// Every magic, for telling what a file is.
 pub const ALL: &[Magic] = &[
@@ -65,4 +66,5 @@ pub const ALL: &[Magic] = &[
     WATERMARK,
     INTENT,
     INTENT_PAGE,
+    PROTECTION,
 ];

@@ -30,6 +30,7 @@ mod segment;
 #[cfg(test)]
 mod segment_tests;
 mod status;
+mod protection;
 mod watermark;
 pub mod wire;
 
@@ -64,6 +65,7 @@ pub use segment::{
     SegmentFooter, SegmentHeader, VerifiedSegment, verify_segment,
 };
 pub use status::{Mode, STATUS_LEN, Status};
+pub use protection::{MAX_PROTECTION_LEN, ProtectionRecord};
 pub use watermark::{FileStamp, MAX_WATERMARK_LEN, Watermark};
 
 /// Layouts of all fixed parts, for the test that ties `docs/formats.md` to the code and for `freshet inspect`.
@@ -82,6 +84,7 @@ pub fn layouts() -> Vec<Layout> {
         hydration::HydrationHeader::layout(),
         watermark::WatermarkHeader::layout(),
         watermark::StampRow::layout(),
+        protection::ProtectionHeader::layout(),
         LogSuperblock::layout(),
         LogRecord::layout(),
         owner::OwnerFields::layout(),

@@ -12,6 +12,7 @@ use super::map_page::MapPage;
 use super::owner::OwnerRecord;
 use super::segment::{SEGMENT_HEADER_LEN, Segment, SegmentFooter};
 use super::status::Status;
+use super::protection::ProtectionRecord;
 use super::watermark::Watermark;
 use super::{IndexEntry, magic};
 
@@ -42,6 +43,7 @@ pub fn recode(bytes: &[u8]) -> DecodeResult<Vec<u8>> {
         magic::WATERMARK => Ok(Watermark::decode(bytes)?.encode()),
         magic::INTENT => intent::recode(bytes),
         magic::INTENT_PAGE => Ok(IntentPage::decode(bytes)?.encode().to_vec()),
+        magic::PROTECTION => Ok(ProtectionRecord::decode(bytes)?.encode()),
         other => Err(DecodeError::value(other.what, "has no meaning outside its segment")),
     }
 }

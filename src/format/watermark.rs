@@ -85,13 +85,7 @@ pub struct Watermark {
 impl Watermark {
     /// The file's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut body = Writer::new();
-        for s in &self.stamps {
-            let row =
-                StampRow { disk: s.disk, inode: s.inode, changed_s: s.changed.0, changed_ns: s.changed.1, len: s.len };
-            body.raw(&row.encode());
-        }
-        let body = body.finish();
+        let body = encode_stamps(&self.stamps);
         let header = WatermarkHeader {
             stamp_count: u32::try_from(self.stamps.len()).expect("bounded by the domain"),
             domain: self.domain,
@@ -117,23 +111,42 @@ impl Watermark {
         if xxh3_128(body) != head.body_digest {
             return Err(DecodeError::Checksum { what: WHAT });
         }
-        let (rows, _) = body.as_chunks::<{ StampRow::LEN }>();
-        let mut ids = HashSet::new();
-        let stamps = rows.iter().map(|bytes| {
-            let row = StampRow::decode(bytes)?;
-            if !ids.insert(row.disk) {
-                return Err(DecodeError::value(WHAT, format!("disk {} twice", row.disk)));
-            }
-            Ok(FileStamp { disk: row.disk, inode: row.inode, changed: (row.changed_s, row.changed_ns), len: row.len })
-        });
         Ok(Watermark {
             domain: head.domain,
             sequence: head.sequence,
             point: SegmentRef::new(head.generation, head.segment),
             point_time: head.point_time,
-            stamps: stamps.collect::<DecodeResult<_>>()?,
+            stamps: decode_stamps(body, WHAT)?,
         })
     }
+}
+
+/// Bytes of one row of a table of stamps.
+pub(crate) const STAMP_LEN: usize = StampRow::LEN;
+
+/// A table of stamps.
+pub(crate) fn encode_stamps(stamps: &[FileStamp]) -> Vec<u8> {
+    let mut out = Writer::new();
+    for s in stamps {
+        let row =
+            StampRow { disk: s.disk, inode: s.inode, changed_s: s.changed.0, changed_ns: s.changed.1, len: s.len };
+        out.raw(&row.encode());
+    }
+    out.finish()
+}
+
+/// A table of stamps from its bytes, which are whole rows; each disk once.
+pub(crate) fn decode_stamps(bytes: &[u8], what: &'static str) -> DecodeResult<Vec<FileStamp>> {
+    let (rows, _) = bytes.as_chunks::<STAMP_LEN>();
+    let mut ids = HashSet::new();
+    let stamps = rows.iter().map(|bytes| {
+        let row = StampRow::decode(bytes)?;
+        if !ids.insert(row.disk) {
+            return Err(DecodeError::value(what, format!("disk {} twice", row.disk)));
+        }
+        Ok(FileStamp { disk: row.disk, inode: row.inode, changed: (row.changed_s, row.changed_ns), len: row.len })
+    });
+    stamps.collect()
 }
 
 #[cfg(test)]

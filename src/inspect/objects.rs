@@ -1,5 +1,5 @@
 //! Everything that is read as one piece: map pages, manifests, ownership records, status, hydration maps,
-//! watermarks, write-intent bitmaps.
+//! watermarks, write-intent bitmaps, protection records.
 
 use bytes::Bytes;
 use serde_json::json;
@@ -10,8 +10,8 @@ use crate::error::Result;
 use crate::format::magic::{self, Magic};
 use crate::format::{
     Author, Catalogue, DecodeError, DecodeResult, HydrationMap, MAX_HYDRATION_LEN, MAX_INTENT_LEN, MAX_MANIFEST_LEN,
-    MAX_PAGE_LEN, MAX_WATERMARK_LEN, Manifest, MapPage, OWNER_RECORD_LEN, OwnerKind, OwnerRecord, STATUS_LEN, Status,
-    Watermark,
+    MAX_PAGE_LEN, MAX_PROTECTION_LEN, MAX_WATERMARK_LEN, Manifest, MapPage, OWNER_RECORD_LEN, OwnerKind, OwnerRecord,
+    ProtectionRecord, STATUS_LEN, Status, Watermark,
 };
 use crate::store::keys::ObjectKey;
 
@@ -25,6 +25,7 @@ pub(super) async fn object(kind: Magic, from: &Source, report: &mut InspectRepor
         magic::HYDRATION => MAX_HYDRATION_LEN,
         magic::WATERMARK => MAX_WATERMARK_LEN,
         magic::INTENT => MAX_INTENT_LEN,
+        magic::PROTECTION => MAX_PROTECTION_LEN,
         _ => {
             report.problem("whole", "a part that has no meaning outside its segment, log or bitmap: inspect that");
             return Ok(());
@@ -49,6 +50,7 @@ fn facts(kind: Magic, bytes: &Bytes, key: Option<ObjectKey>, report: &mut Inspec
         magic::STATUS => status(&Status::decode(bytes)?, report),
         magic::INTENT => return super::intent::intent(bytes, report),
         magic::HYDRATION => return hydration(&HydrationMap::decode(bytes)?, report),
+        magic::PROTECTION => return protection(&ProtectionRecord::decode(bytes)?, report),
         _ => return watermark(&Watermark::decode(bytes)?, report),
     };
     match key {
@@ -174,6 +176,20 @@ fn hydration(map: &HydrationMap, report: &mut InspectReport) -> DecodeResult<()>
     }
     for q in &map.quarantined {
         report.entry(|| json!({ "disk": q.disk.to_string(), "quarantined": q.offset, "len": q.len, "why": q.why }));
+    }
+    Ok(())
+}
+
+fn protection(record: &ProtectionRecord, report: &mut InspectReport) -> DecodeResult<()> {
+    report.show("domain", record.domain);
+    report.fact("sequence", record.sequence);
+    report.show("relied_on", record.relied_on);
+    report.show("own_generation", record.own_generation);
+    report.fact("clean_end", !record.stamps.is_empty());
+    report.fact("vms", record.catalogue.vms.len());
+    for disk in &record.catalogue.disks {
+        let label = record.catalogue.disk_label(disk.id);
+        report.entry(|| json!({ "disk": disk.id.to_string(), "label": label, "len": disk.size }));
     }
     Ok(())
 }

@@ -30,6 +30,7 @@ async fn every_golden_object_is_recognised_and_intact() {
         ("hydration", magic::HYDRATION),
         ("watermark", magic::WATERMARK),
         ("intent", magic::INTENT),
+        ("protection", magic::PROTECTION),
     ] {
         let report = inspect(golden(name)).await;
         assert!(report.is_intact(), "{name}: {}", report.to_text());
@@ -44,7 +45,8 @@ async fn every_golden_object_is_recognised_and_intact() {
 async fn any_flipped_byte_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("object");
-    for name in ["segment-zstd", "frame-zstd", "map-page", "manifest", "owner-base", "status", "watermark", "intent"] {
+    let whole = ["map-page", "manifest", "owner-base", "status", "watermark", "intent", "protection"];
+    for name in ["segment-zstd", "frame-zstd"].into_iter().chain(whole) {
         let bytes = std::fs::read(golden(name)).unwrap();
         for at in 8..bytes.len() {
             let mut bad = bytes.clone();

@@ -191,6 +191,19 @@ pub(crate) fn intent() -> Vec<u8> {
     bytes
 }
 
+pub(crate) fn protection() -> ProtectionRecord {
+    let stamp = FileStamp { disk: DISK, inode: 5, changed: (6, 7), len: 3 << 30 };
+    ProtectionRecord {
+        domain: DOMAIN,
+        sequence: 2,
+        relied_on: at(3, 4),
+        own_generation: at(5, 4).generation,
+        boot: [6; 16],
+        stamps: vec![stamp],
+        catalogue: catalogue(),
+    }
+}
+
 /// Everything that is encoded the same by every build, by the name of its golden file.
 pub(crate) fn pinned() -> Vec<(&'static str, Vec<u8>)> {
     vec![
@@ -206,6 +219,7 @@ pub(crate) fn pinned() -> Vec<(&'static str, Vec<u8>)> {
         ("hydration", hydration().encode()),
         ("watermark", watermark().encode()),
         ("intent", intent()),
+        ("protection", protection().encode()),
     ]
 }
 

@@ -20,6 +20,7 @@ fn layout_of(magic: Magic) -> &'static str {
         magic::WATERMARK => "WatermarkHeader",
         magic::INTENT => "IntentHeader",
         magic::INTENT_PAGE => "IntentPage",
+        magic::PROTECTION => "ProtectionHeader",
         other => panic!("no header begins with {other:?}"),
     }
 }
