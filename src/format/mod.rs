@@ -25,12 +25,12 @@ mod map_page;
 mod owner;
 mod parts;
 mod point;
+mod protection;
 mod recode;
 mod segment;
 #[cfg(test)]
 mod segment_tests;
 mod status;
-mod protection;
 mod watermark;
 pub mod wire;
 
@@ -59,13 +59,13 @@ pub use map_page::{Extent, FrameRef, MAX_PAGE_LEN, MapPage, PAGE_SPAN};
 pub use owner::{OWNER_RECORD_LEN, OwnerKind, OwnerRecord};
 pub use parts::Parts;
 pub use point::{Point, PointFlags};
+pub use protection::{MAX_PROTECTION_LEN, ProtectionRecord};
 pub use recode::{recode, recognise};
 pub use segment::{
     MAX_SEGMENT_LEN, SEGMENT_FOOTER_LEN, SEGMENT_HEADER_LEN, Seal, SealedSegment, Segment, SegmentBuilder,
     SegmentFooter, SegmentHeader, VerifiedSegment, verify_segment,
 };
 pub use status::{Mode, STATUS_LEN, Status};
-pub use protection::{MAX_PROTECTION_LEN, ProtectionRecord};
 pub use watermark::{FileStamp, MAX_WATERMARK_LEN, Watermark};
 
 /// Layouts of all fixed parts, for the test that ties `docs/formats.md` to the code and for `freshet inspect`.

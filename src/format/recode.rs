@@ -10,9 +10,9 @@ use super::log::{LogRecord, LogSuperblock};
 use super::manifest::Manifest;
 use super::map_page::MapPage;
 use super::owner::OwnerRecord;
+use super::protection::ProtectionRecord;
 use super::segment::{SEGMENT_HEADER_LEN, Segment, SegmentFooter};
 use super::status::Status;
-use super::protection::ProtectionRecord;
 use super::watermark::Watermark;
 use super::{IndexEntry, magic};
 
