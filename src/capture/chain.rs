@@ -14,17 +14,17 @@ use crate::ids::{DomainId, Generation, SegmentRef, WriterId};
 
 /// Where the chain stands and who extends it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct ChainEnd {
+pub struct ChainEnd {
     /// Domain.
-    pub(crate) domain: DomainId,
+    pub domain: DomainId,
     /// Generation of the new segments.
-    pub(crate) generation: Generation,
+    pub generation: Generation,
     /// Run of the writer.
-    pub(crate) writer: WriterId,
+    pub writer: WriterId,
     /// The newest segment; zero where there is none.
-    pub(crate) tip: SegmentRef,
+    pub tip: SegmentRef,
     /// Digest of its index.
-    pub(crate) digest: Digest,
+    pub digest: Digest,
 }
 
 struct State {

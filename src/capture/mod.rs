@@ -18,6 +18,7 @@
 //! | `pieces`, `reader` | what is read, in which order |
 //! | `zeros`, `compare` | what of it must be shipped |
 //! | `worker`, `chain`, `ship` | compressing into segments, their place in the chain, uploads and acceptance |
+//! | `rehead` | what a dead generation spilled, as segments of the one that goes on |
 //! | `checkpoint` | map pages and manifest |
 //! | `budget`, `halt` | bytes of memory as permits; how all stages stop together |
 //!
@@ -32,6 +33,7 @@ mod halt;
 mod images;
 mod pieces;
 mod reader;
+mod rehead;
 mod replicate;
 mod report;
 mod request;
@@ -44,6 +46,8 @@ mod transfer;
 mod worker;
 mod zeros;
 
+pub use chain::ChainEnd;
+pub use rehead::Rehead;
 pub use replicate::replicate;
 pub use report::{ReplicateReport, ReplicatedDisk, StageSeconds};
 pub use request::{

@@ -178,6 +178,17 @@ impl<'a> Segment<'a> {
         let check = |e: &IndexEntry| self.frame(e).err().map(|error| (*e, error));
         self.index.entries.iter().filter_map(check).collect()
     }
+
+    /// The same frames and zeros as the segment that `seal` describes; payloads are copied as they are. Fails where a frame
+    /// does not verify: what is damaged never gets headers that say it is whole.
+    pub fn reseal(&self, seal: Seal) -> DecodeResult<SealedSegment> {
+        self.index.entries.iter().try_for_each(|entry| self.frame(entry).map(drop))?;
+        let index_pos = usize::try_from(self.header.index_pos).expect("checked against the length");
+        let (disks, entries) = (self.index.disks.clone(), self.index.entries.clone());
+        let mut bytes = Vec::with_capacity(self.bytes.len());
+        bytes.extend_from_slice(&self.bytes[..index_pos]);
+        seal_over(bytes, disks, entries, self.header.raw_bytes, seal)
+    }
 }
 
 /// A segment that was verified as it came; its bytes stay with the caller.
@@ -363,57 +374,68 @@ impl SegmentBuilder {
     pub fn seal(mut self, seal: Seal) -> DecodeResult<SealedSegment> {
         self.entries.sort_unstable_by_key(|e| (e.disk, e.offset));
         check_order(&self.entries)?;
-        let index = Index {
-            domain: seal.domain,
-            segment: seal.id,
-            parent: seal.parent,
-            parent_digest: seal.parent_digest,
-            disks: self.disks,
-            entries: self.entries,
-            point: seal.point,
-            catalogue: seal.catalogue,
-        };
-        let mut frame_count = 0_u32;
-        for entry in &index.entries {
-            let Some((pos, body)) = &entry.frame else { continue };
-            frame_count += 1;
-            let at = usize::try_from(*pos).expect("a position in this buffer");
-            let header = FrameHeader::new(&index.frame_id(entry), body);
-            self.bytes[at..at + FRAME_HEADER_LEN].copy_from_slice(&header.encode());
-        }
-        let index_pos = self.bytes.len() as u64;
-        let index_bytes = index.encode();
-        let total_len = index_pos + (index_bytes.len() + SEGMENT_FOOTER_LEN) as u64;
-        let header = SegmentHeader {
-            frame_count,
-            domain: seal.domain,
-            generation: seal.id.generation,
-            segment: seal.id.segment,
-            parent_generation: seal.parent.generation,
-            parent_segment: seal.parent.segment,
-            parent_digest: seal.parent_digest,
-            writer: seal.writer,
-            created: seal.created,
-            total_len,
-            index_pos,
-            index_len: u32::try_from(index_bytes.len()).unwrap_or(u32::MAX),
-            key_id: 0,
-            index_digest: xxh3_128(&index_bytes),
-            raw_bytes: self.raw_bytes,
-            nonce: [0; 12],
-        };
-        header.check()?;
-        Index::decode(&index_bytes, &header)?;
-        let footer = SegmentFooter {
-            index_len: header.index_len,
-            generation: header.generation,
-            segment: header.segment,
-            total_len,
-            index_pos,
-        };
-        self.bytes.extend_from_slice(&index_bytes);
-        self.bytes.extend_from_slice(&footer.encode());
-        self.bytes[..SEGMENT_HEADER_LEN].copy_from_slice(&header.encode());
-        Ok(SealedSegment { bytes: self.bytes, header, index })
+        seal_over(self.bytes, self.disks, self.entries, self.raw_bytes, seal)
     }
+}
+
+/// The segment whose header's room and frames are `bytes`: fills in headers, and appends index and footer.
+fn seal_over(
+    mut bytes: Vec<u8>,
+    disks: Vec<IndexDisk>,
+    entries: Vec<IndexEntry>,
+    raw_bytes: u64,
+    seal: Seal,
+) -> DecodeResult<SealedSegment> {
+    let index = Index {
+        domain: seal.domain,
+        segment: seal.id,
+        parent: seal.parent,
+        parent_digest: seal.parent_digest,
+        disks,
+        entries,
+        point: seal.point,
+        catalogue: seal.catalogue,
+    };
+    let mut frame_count = 0_u32;
+    for entry in &index.entries {
+        let Some((pos, body)) = &entry.frame else { continue };
+        frame_count += 1;
+        let at = usize::try_from(*pos).expect("a position in this buffer");
+        let header = FrameHeader::new(&index.frame_id(entry), body);
+        bytes[at..at + FRAME_HEADER_LEN].copy_from_slice(&header.encode());
+    }
+    let index_pos = bytes.len() as u64;
+    let index_bytes = index.encode();
+    let total_len = index_pos + (index_bytes.len() + SEGMENT_FOOTER_LEN) as u64;
+    let header = SegmentHeader {
+        frame_count,
+        domain: seal.domain,
+        generation: seal.id.generation,
+        segment: seal.id.segment,
+        parent_generation: seal.parent.generation,
+        parent_segment: seal.parent.segment,
+        parent_digest: seal.parent_digest,
+        writer: seal.writer,
+        created: seal.created,
+        total_len,
+        index_pos,
+        index_len: u32::try_from(index_bytes.len()).unwrap_or(u32::MAX),
+        key_id: 0,
+        index_digest: xxh3_128(&index_bytes),
+        raw_bytes,
+        nonce: [0; 12],
+    };
+    header.check()?;
+    Index::decode(&index_bytes, &header)?;
+    let footer = SegmentFooter {
+        index_len: header.index_len,
+        generation: header.generation,
+        segment: header.segment,
+        total_len,
+        index_pos,
+    };
+    bytes.extend_from_slice(&index_bytes);
+    bytes.extend_from_slice(&footer.encode());
+    bytes[..SEGMENT_HEADER_LEN].copy_from_slice(&header.encode());
+    Ok(SealedSegment { bytes, header, index })
 }

@@ -22,6 +22,13 @@ use super::super::shared::Shared;
 use super::super::*;
 use super::memory_file::*;
 
+/// What never takes long is given up after this, so that a broken bitmap fails and does not hang.
+const LONG: Duration = Duration::from_secs(60);
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LONG, what).await.expect("nobody woke it up")
+}
+
 /// A file whose syncs wait until the test says how they end.
 struct Gated {
     begun: SyncSender<()>,
@@ -38,7 +45,7 @@ impl PageFile for Gated {
 
     fn sync(&mut self) -> io::Result<()> {
         self.begun.send(()).unwrap();
-        self.end.recv().unwrap()
+        self.end.recv_timeout(LONG).unwrap()
     }
 }
 
@@ -76,22 +83,21 @@ fn region(n: u64) -> std::ops::Range<u64> {
     n << 20..(n << 20) + 4096
 }
 
-/// Begins a write to each of `regions`, all at once, and a task that lets `syncs` go.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_of_first_touches_costs_two_syncs_and_later_writes_none() {
     let bench = bench(100);
     // The first one gets a sync of its own, which is held; all others come meanwhile.
     let mut first = Box::pin(bench.intent.begin_write(region(0)));
     assert!(first.as_mut().now_or_never().is_none());
-    bench.begun.recv().unwrap();
+    bench.begun.recv_timeout(LONG).unwrap();
     let mut others: Vec<_> = (1..65).map(|n| Box::pin(bench.intent.begin_write(region(n)))).collect();
     assert!(others.iter_mut().all(|write| write.as_mut().now_or_never().is_none()), "let through unmarked");
     bench.end.send(Ok(())).unwrap();
-    let first = first.await.unwrap();
-    bench.begun.recv().unwrap();
+    let first = soon(first).await.unwrap();
+    bench.begun.recv_timeout(LONG).unwrap();
     assert!(others.iter_mut().all(|write| write.as_mut().now_or_never().is_none()), "let through by another's commit");
     bench.end.send(Ok(())).unwrap();
-    for mark in join_all(others).await {
+    for mark in soon(join_all(others)).await {
         mark.unwrap().captured(SegmentNo::new(1));
     }
     first.captured(SegmentNo::new(1));
@@ -118,15 +124,15 @@ async fn a_failed_sync_fails_all_who_wait_and_all_who_come_and_spoils_its_pages(
     let mut marked = Box::pin(bench.intent.begin_write(region(0)));
     assert!(marked.as_mut().now_or_never().is_none());
     bench.end.send(Ok(())).unwrap();
-    marked.await.unwrap().captured(SegmentNo::new(1));
-    bench.begun.recv().unwrap();
+    soon(marked).await.unwrap().captured(SegmentNo::new(1));
+    bench.begun.recv_timeout(LONG).unwrap();
     let mut waiting: Vec<_> = (1..9).map(|n| Box::pin(bench.intent.begin_write(region(n)))).collect();
     assert!(waiting.iter_mut().all(|write| write.as_mut().now_or_never().is_none()));
     bench.end.send(Err(io::Error::from_raw_os_error(5))).unwrap();
     bench.thread.join().unwrap();
     // Those who came while the first of them was synced are failed by the same word.
     for write in waiting {
-        let error = write.await.unwrap_err();
+        let error = soon(write).await.unwrap_err();
         assert!(error.kind() == ErrorKind::Io && error.to_string().contains("the-file"), "{error}");
     }
     for later in [region(0), region(50)] {
@@ -134,7 +140,7 @@ async fn a_failed_sync_fails_all_who_wait_and_all_who_come_and_spoils_its_pages(
     }
     let refused = bench.intent.clear_accepted(SegmentNo::new(9), || std::future::ready(Ok(()))).await;
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Io);
-    let spoiled: Vec<_> = bench.seen.recv().unwrap();
+    let spoiled: Vec<_> = bench.seen.recv_timeout(LONG).unwrap();
     let header = bench.shared.header();
     let (n, last) = spoiled.last().unwrap();
     assert!(*n == 1 && header.open_page(0, last).is_err(), "what failed can still be believed");

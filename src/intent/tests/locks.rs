@@ -4,10 +4,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::super::{RangeGuard, RangeLock};
+
+/// What never takes long is given up after this, so that a broken lock fails and does not hang.
+const LONG: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn threads_never_hold_a_byte_together() {
@@ -21,7 +25,7 @@ async fn threads_never_hold_a_byte_together() {
             for _ in 0..500 {
                 let start = random.u64(0..BYTES);
                 let range = start..random.u64(start + 1..=BYTES.min(start + 8));
-                let guard = lock.lock(range.clone()).await;
+                let guard = tokio::time::timeout(LONG, lock.lock(range.clone())).await.expect("nobody woke it up");
                 let mine = || range.clone().map(|at| &holders[at as usize]);
                 assert!(mine().all(|n| n.fetch_add(1, SeqCst) == 0), "{:?} held twice", guard.range());
                 tokio::task::yield_now().await;
