@@ -174,6 +174,9 @@ impl BackingDisk {
     /// `Io`; the disk has failed for good then.
     pub async fn sync_data(&self) -> Outcome<()> {
         self.check_whole()?;
+        if self.image.is_read_only() {
+            return Ok(());
+        }
         let synced = self.syncs.synced(async || self.control(Op::SyncData).await).await;
         synced.map_err(|error| self.fail(error.to_string()))?;
         // Shrunk meanwhile means that what was written is gone.

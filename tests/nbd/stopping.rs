@@ -1,0 +1,131 @@
+//! The server stops, and exports go: what is in flight is finished, what comes later is refused or not read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::client::*;
+use super::rig::{Healthy, MIB, Rig};
+use freshet::nbd::{
+    Address, Answer, BlockStatus, CacheMode, Export, ExportInfo, Farewell, Payload, ServerOptions, ZeroMode,
+};
+use tokio::sync::Semaphore;
+
+/// A disk whose reads wait until they are let go.
+struct Gated(Arc<Semaphore>);
+
+impl Export for Gated {
+    fn info(&self) -> ExportInfo {
+        ExportInfo::new(MIB)
+    }
+    fn read(self: Arc<Self>, _: u64, mut into: Payload) -> Answer<Payload> {
+        Box::pin(async move {
+            self.0.acquire().await.unwrap().forget();
+            into.fill(2);
+            Ok(into)
+        })
+    }
+    fn write(self: Arc<Self>, _: u64, _: Payload, _: bool) -> Answer<()> {
+        Box::pin(async { Ok(()) })
+    }
+    fn flush(self: Arc<Self>) -> Answer<()> {
+        Box::pin(async { Ok(()) })
+    }
+    fn trim(self: Arc<Self>, _: u64, _: u64, _: bool) -> Answer<()> {
+        Box::pin(async { Ok(()) })
+    }
+    fn write_zeroes(self: Arc<Self>, _: u64, _: u64, _: ZeroMode, _: bool) -> Answer<()> {
+        Box::pin(async { Ok(()) })
+    }
+    fn extents(self: Arc<Self>, _: u64, len: u64, _: bool) -> Answer<Vec<BlockStatus>> {
+        Box::pin(async move { Ok(vec![BlockStatus { len, hole: false, zero: false }]) })
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+fn gated(farewell: Farewell) -> (Rig, Arc<Semaphore>, Client) {
+    let rig = Rig::new(CacheMode::WriteBack, ServerOptions { farewell, ..Default::default() });
+    let gate = Arc::new(Semaphore::new(0));
+    rig.exports.add("gated", Arc::new(Gated(gate.clone()))).unwrap();
+    let client = Client::open(&rig.unix, "gated");
+    (rig, gate, client)
+}
+
+#[test]
+fn what_is_in_flight_is_answered_and_what_comes_later_gets_eshutdown() {
+    let (mut rig, gate, mut client) = gated(Farewell::Refuse);
+    let mut idle = Client::open(&rig.tcp, "disk");
+    let mut negotiating = Client::greet(&rig.unix);
+    let read = client.send(READ, 0, 0, 4096, &[]);
+    let flush = client.send(FLUSH, 0, 0, 0, &[]);
+    assert_eq!(client.chunk(0).unwrap().cookie, flush, "both have arrived");
+    let runtime = runtime();
+    let stopped = runtime.spawn(rig.server.take().unwrap().shutdown(Duration::from_secs(60)));
+    assert!(idle.is_closed(), "nothing is in flight there");
+    let later = client.send(WRITE, 0, 0, 4096, &[1; 4096]);
+    let chunk = client.chunk(0).unwrap();
+    assert_eq!((chunk.cookie, error_of(&[chunk])), (later, ESHUTDOWN));
+    assert_eq!(negotiating.verdict(OPT_LIST, &[]), ERR_SHUTDOWN);
+    gate.add_permits(1);
+    let chunk = client.chunk(0).unwrap();
+    assert_eq!((chunk.cookie, chunk.kind), (read, DATA));
+    assert!(client.is_closed());
+    assert_eq!(runtime.block_on(stopped).unwrap().cut, 0);
+    assert_eq!(rig.buffers.in_use(), 0);
+    let Address::Unix(path) = &rig.unix else { panic!("a Unix socket") };
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_hypervisor_that_reconnects_sees_no_error() {
+    let (mut rig, gate, mut client) = gated(Farewell::HangUp);
+    let read = client.send(READ, 0, 0, 4096, &[]);
+    let flush = client.send(FLUSH, 0, 0, 0, &[]);
+    assert_eq!(client.chunk(0).unwrap().cookie, flush, "both have arrived");
+    let runtime = runtime();
+    let mut idle = Client::open(&rig.tcp, "disk");
+    let stopped = runtime.spawn(rig.server.take().unwrap().shutdown(Duration::from_secs(60)));
+    assert!(idle.is_closed());
+    // Not answered, so that it is sent again to the next server.
+    client.send(FLUSH, 0, 0, 0, &[]);
+    gate.add_permits(1);
+    assert_eq!(client.chunk(0).unwrap().cookie, read);
+    assert!(client.is_closed());
+    assert_eq!(runtime.block_on(stopped).unwrap().cut, 0);
+}
+
+#[test]
+fn what_does_not_end_is_cut_off_after_the_grace() {
+    let (mut rig, _gate, mut client) = gated(Farewell::HangUp);
+    client.send(READ, 0, 0, 4096, &[]);
+    let flush = client.send(FLUSH, 0, 0, 0, &[]);
+    assert_eq!(client.chunk(0).unwrap().cookie, flush);
+    let drained = runtime().block_on(rig.server.take().unwrap().shutdown(Duration::from_millis(50)));
+    assert_eq!(drained.cut, 1);
+    assert!(client.is_closed());
+    assert_eq!(rig.buffers.in_use(), 0);
+}
+
+#[test]
+fn an_export_that_goes_finishes_its_requests_and_refuses_further_ones() {
+    let (rig, gate, mut client) = gated(Farewell::HangUp);
+    let healthy = Healthy::start(&rig);
+    let read = client.send(READ, 0, 0, 4096, &[]);
+    let flush = client.send(FLUSH, 0, 0, 0, &[]);
+    assert_eq!(client.chunk(0).unwrap().cookie, flush);
+    let runtime = runtime();
+    let exports = rig.exports.clone();
+    let removed = runtime.spawn(async move { exports.remove("gated").await.map(drop) });
+    // Until it has begun the requests still succeed.
+    while client.ask(WRITE, 0, 0, 512, &[0; 512]) != ESHUTDOWN {}
+    assert!(!removed.is_finished());
+    assert_eq!(Client::greet(&rig.unix).verdict(OPT_INFO, &info_data("gated", &[])), ERR_UNKNOWN);
+    gate.add_permits(1);
+    assert_eq!(client.chunk(0).unwrap().cookie, read);
+    runtime.block_on(removed).unwrap().unwrap();
+    assert_eq!(client.ask(FLUSH, 0, 0, 0, &[]), ESHUTDOWN);
+    healthy.finish();
+    rig.stop();
+}
