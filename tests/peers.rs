@@ -14,6 +14,11 @@ fn missing_peers_are_said_and_counted() {
         ("e2fsck", on_path("e2fsck")),
         ("mkfs.xfs", on_path("mkfs.xfs")),
         ("xfs_repair", on_path("xfs_repair")),
+        ("qemu-img", on_path("qemu-img")),
+        ("qemu-io", on_path("qemu-io")),
+        ("nbdinfo", on_path("nbdinfo")),
+        ("nbdcopy", on_path("nbdcopy")),
+        ("fio", on_path("fio")),
         ("azurite", azurite),
     ];
     let missing: Vec<&str> = peers.iter().filter(|(_, here)| !here).map(|(name, _)| *name).collect();

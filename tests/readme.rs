@@ -137,8 +137,17 @@ fn help(subcommand: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-const SUBCOMMANDS: [&[&str]; 8] =
-    [&["replicate"], &["scan"], &["points"], &["rehydrate"], &["verify"], &["inspect"], &["store", "probe"], &["demo"]];
+const SUBCOMMANDS: [&[&str]; 9] = [
+    &["replicate"],
+    &["scan"],
+    &["points"],
+    &["rehydrate"],
+    &["verify"],
+    &["inspect"],
+    &["store", "probe"],
+    &["export"],
+    &["demo"],
+];
 
 fn flags(text: &str) -> Vec<&str> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'));
@@ -166,8 +175,14 @@ fn unknown_flags(page: &str, helps: &[(String, String)]) -> Vec<String> {
 #[test]
 fn flags_that_the_pages_name_are_known() {
     let helps: Vec<(String, String)> = SUBCOMMANDS.iter().map(|s| (s.join(" "), help(s))).collect();
-    let pages =
-        ["README.md", "docs/operations.md", "docs/storage-sites.md", "docs/byte-flow.md", "docs/performance.md"];
+    let pages = [
+        "README.md",
+        "docs/operations.md",
+        "docs/storage-sites.md",
+        "docs/byte-flow.md",
+        "docs/performance.md",
+        "docs/nbd.md",
+    ];
     let mut seen = 0;
     for path in pages {
         let page = page(path);

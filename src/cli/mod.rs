@@ -8,6 +8,7 @@
 mod context;
 mod demo;
 mod exit;
+mod export;
 mod follow_view;
 mod inspect;
 mod output;
@@ -17,6 +18,7 @@ mod rehydrate;
 mod replicate;
 mod report;
 mod scan;
+mod served_disks;
 mod store;
 mod store_args;
 mod units;
@@ -56,6 +58,7 @@ enum Command {
     Rehydrate(rehydrate::Rehydrate),
     Verify(verify::Verify),
     Inspect(inspect::Inspect),
+    Export(export::Export),
     Demo(demo::Demo),
     Store(store::Store),
 }
@@ -69,6 +72,7 @@ impl Command {
             Command::Rehydrate(c) => c.run(context).await,
             Command::Verify(c) => c.run(context).await,
             Command::Inspect(c) => c.run(context).await,
+            Command::Export(c) => c.run(context).await,
             Command::Demo(c) => c.run(context).await,
             Command::Store(c) => c.run(context).await,
         }

@@ -285,7 +285,7 @@ impl Handshake<'_> {
             return self.refuse(code, Rep::ErrUnknown, "there is no such export").await;
         };
         let matches = |query: &&str| *query == ALLOCATION || (!is_set && *query == "base:");
-        let found = request.queries.iter().any(|query| matches(query)) || (!is_set && request.queries.is_empty());
+        let found = request.queries.iter().any(matches) || (!is_set && request.queries.is_empty());
         let mut out = Vec::new();
         if found {
             let id = if is_set { ALLOCATION_ID } else { 0 };

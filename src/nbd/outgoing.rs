@@ -193,7 +193,7 @@ mod tests {
                 let body = vec![n; usize::from(n) * 3];
                 expected.extend([b'h', n]);
                 expected.extend(&body);
-                outgoing.push(Message::new(&[&[b'h'], &[n]], Body::Bytes(body), true));
+                outgoing.push(Message::new(&[b"h", &[n]], Body::Bytes(body), true));
             }
             assert_eq!((outgoing.bytes(), outgoing.replies()), (expected.len(), 100));
             let mut stream = Narrow { taken: Vec::new(), most };

@@ -25,7 +25,6 @@ pub(crate) const REP_META: u32 = 4;
 pub(crate) const ERR_UNSUP: u32 = (1 << 31) | 1;
 pub(crate) const ERR_POLICY: u32 = (1 << 31) | 2;
 pub(crate) const ERR_INVALID: u32 = (1 << 31) | 3;
-pub(crate) const ERR_TLS_REQD: u32 = (1 << 31) | 5;
 pub(crate) const ERR_UNKNOWN: u32 = (1 << 31) | 6;
 pub(crate) const ERR_SHUTDOWN: u32 = (1 << 31) | 7;
 pub(crate) const ERR_TOO_BIG: u32 = (1 << 31) | 9;
@@ -131,6 +130,16 @@ impl Client {
         let mut client = Client::greet(address);
         client.go(name);
         client
+    }
+
+    /// As after STARTTLS.
+    pub(crate) fn forget_agreements(&mut self) {
+        self.structured = false;
+    }
+
+    /// Goes on over another stream made of this one.
+    pub(crate) fn map_socket(self, map: impl FnOnce(Box<dyn Socket>) -> Box<dyn Socket>) -> Client {
+        Client { socket: map(self.socket), ..self }
     }
 
     pub(crate) fn structured(&mut self) {
