@@ -37,6 +37,7 @@ pub mod log;
 pub mod map;
 pub mod nbd;
 pub mod progress;
+pub mod protect;
 pub mod rehydrate;
 pub mod scan;
 pub mod store;

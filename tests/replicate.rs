@@ -81,7 +81,8 @@ fn name(text: &str) -> Name {
 }
 
 fn vm(vm: &str, disks: &[(&str, &Path)]) -> VmSource {
-    let disks = disks.iter().map(|(n, path)| DiskSource { name: name(n), path: path.to_path_buf() }).collect();
+    let disks =
+        disks.iter().map(|(n, path)| DiskSource { name: name(n), path: path.to_path_buf(), size: None }).collect();
     VmSource { name: name(vm), disks, definition: None }
 }
 

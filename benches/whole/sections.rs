@@ -295,7 +295,7 @@ fn replicate_without_manifest(store: &Path, image: &Path) -> Outcome<u64> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let site = StorageSite::open(&format!("file://{}", store.display()), &StoreOptions::default()).await?;
-        let disk = DiskSource { name: Name::new("disk")?, path: image.to_owned() };
+        let disk = DiskSource { name: Name::new("disk")?, path: image.to_owned(), size: None };
         let vm = VmSource { name: Name::new("vm")?, disks: vec![disk], definition: None };
         let request = ReplicateRequest {
             manifest_every: u64::MAX,

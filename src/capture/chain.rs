@@ -44,6 +44,11 @@ impl Chain {
         Chain { clock, state: Mutex::new(State { end, catalogue }) }
     }
 
+    /// The catalogue changed: it goes into the next segment.
+    pub(crate) fn set_catalogue(&self, catalogue: Catalogue) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).catalogue = Some(catalogue);
+    }
+
     /// Makes the next segment of what `builder` holds; it ends at `point`, if there is one.
     ///
     /// # Errors

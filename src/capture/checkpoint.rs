@@ -20,12 +20,14 @@ const PARALLEL: usize = 4;
 const MAX_SEGMENTS: u64 = 64;
 
 /// What was written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Checkpoint {
     /// The point at which it was cut.
     pub(crate) at: SegmentRef,
     /// Pages written; the others were named again.
     pub(crate) pages: u64,
+    /// The manifest.
+    pub(crate) manifest: Manifest,
 }
 
 /// Whether a manifest is due at the point where `map` stands; `every` is in bytes of segments.
@@ -76,7 +78,7 @@ pub(crate) async fn write(
     let key = keys::manifest(domain.name(), map.at());
     let bytes = manifest.encode().map_err(|e| e.at(&key))?;
     create(domain, &key, bytes.into()).await?;
-    Ok(Checkpoint { at: map.at(), pages: count })
+    Ok(Checkpoint { at: map.at(), pages: count, manifest })
 }
 
 /// Stores one page that changed; `None` where nothing is left in it.

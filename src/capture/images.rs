@@ -27,8 +27,15 @@ impl Images {
     /// `Invalid`, `NotFound`, `Denied` for what cannot be an image; `Refused` where one is given twice, or may be
     /// written to and that is not allowed.
     pub(crate) fn open(request: &ReplicateRequest) -> Result<Images> {
-        let paths = request.vms.iter().flat_map(|vm| vm.disks.iter().map(|disk| &disk.path));
-        let list = paths.map(|path| SourceImage::open(path)).collect::<Result<Vec<_>>>()?;
+        let disks = || request.vms.iter().flat_map(|vm| &vm.disks);
+        let list = disks().map(|disk| SourceImage::open(&disk.path)).collect::<Result<Vec<_>>>()?;
+        for (disk, image) in disks().zip(&list) {
+            if disk.size.is_some_and(|size| size != image.len()) {
+                let (path, len) = (image.path().display(), image.len());
+                let why = format!("disk image {path}: has {len} bytes, must have {}", disk.size.unwrap_or_default());
+                return Err(Error::new(ErrorKind::Invalid, why));
+            }
+        }
         for (i, image) in list.iter().enumerate() {
             if list[..i].iter().any(|other| other.key() == image.key()) {
                 let why = format!("disk image {} is given for two disks", image.path().display());

@@ -27,7 +27,7 @@
 
 mod budget;
 mod chain;
-mod checkpoint;
+pub(crate) mod checkpoint;
 mod compare;
 mod halt;
 mod images;
@@ -48,9 +48,14 @@ mod zeros;
 
 pub use chain::ChainEnd;
 pub use rehead::Rehead;
+pub(crate) use chain::Chain;
+pub(crate) use compare::{Change, Comparer, GRID};
+pub(crate) use halt::Halt;
 pub use replicate::replicate;
 pub use report::{ReplicateReport, ReplicatedDisk, StageSeconds};
 pub use request::{
     DEFAULT_LEVEL, DEFAULT_MANIFEST_EVERY, DEFAULT_MEMORY, DEFAULT_SEGMENT_BYTES, DiskSource, MIN_MEMORY,
     ReplicateRequest, VmDefinition, VmSource,
 };
+pub(crate) use roster::roster;
+pub(crate) use zeros::is_zero;

@@ -41,6 +41,8 @@ pub struct DiskSource {
     pub name: Name,
     /// A raw image file or a block device; symbolic links are followed.
     pub path: PathBuf,
+    /// Bytes that it must have; `None` for as many as it has.
+    pub size: Option<u64>,
 }
 
 /// What a VM is made of besides its disks.

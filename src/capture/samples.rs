@@ -9,6 +9,6 @@ pub(super) fn name(text: &str) -> Name {
 
 /// A VM whose disks are at `/<disk>`.
 pub(super) fn vm(vm: &str, disks: &[&str]) -> VmSource {
-    let disks = disks.iter().map(|d| DiskSource { name: name(d), path: format!("/{d}").into() }).collect();
+    let disks = disks.iter().map(|d| DiskSource { name: name(d), path: format!("/{d}").into(), size: None }).collect();
     VmSource { name: name(vm), disks, definition: None }
 }

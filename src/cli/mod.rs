@@ -14,6 +14,7 @@ mod inspect;
 mod output;
 mod points;
 mod progress_view;
+mod protect;
 mod rehydrate;
 mod replicate;
 mod report;
@@ -53,6 +54,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Replicate(replicate::Replicate),
+    Protect(protect::Protect),
     Scan(scan::Scan),
     Points(points::Points),
     Rehydrate(rehydrate::Rehydrate),
@@ -67,6 +69,7 @@ impl Command {
     async fn run(self, context: &Context) -> Result<Report> {
         match self {
             Command::Replicate(c) => c.run(context).await,
+            Command::Protect(c) => c.run(context).await,
             Command::Scan(c) => c.run(context).await,
             Command::Points(c) => c.run(context).await,
             Command::Rehydrate(c) => c.run(context).await,

@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::ids::{Name, SegmentNo, Time};
 use crate::progress::Progress;
 use crate::rehydrate::{
-    DEFAULT_LOG_SIZE, DEFAULT_MEMORY, Damage, Mode, RehydrateReport, RehydrateRequest, Target, rehydrate,
+    DEFAULT_LOG_SIZE, DEFAULT_MEMORY, Damage, Mode, RehydrateReport, RehydrateRequest, Target, UncoveredVm, rehydrate,
 };
 
 /// Bring a domain's disks up to a point; run it again to go on, or to move to another point
@@ -110,6 +110,15 @@ fn report(done: &RehydrateReport, continuous: bool) -> Result<Report> {
     if !done.damage.is_empty() {
         why.push(format!("{} damaged ranges, {} of the disks", done.damage.len(), bytes(lost)));
     }
+    for vm in &done.uncovered {
+        let other = match vm.newest {
+            Some(point) => {
+                format!("the newest point that does is {point}: name that, for this VM and a datastore of its own")
+            }
+            None => "no point does yet".to_owned(),
+        };
+        why.push(format!("VM {} is not covered by this point, its disks are not of one moment; {other}", vm.name));
+    }
     if done.between_points {
         why.push(format!("the disks equal no point, they are past point {}: run it again", done.point.segment));
     }
@@ -131,6 +140,7 @@ fn json(done: &RehydrateReport) -> Value {
         "generation": done.point.generation.get(),
         "point_time": done.point_time.to_string(),
         "fuzzy": done.fuzzy,
+        "uncovered": done.uncovered.iter().map(uncovered_json).collect::<Vec<_>>(),
         "disks": done.disks.iter().map(disk).collect::<Vec<_>>(),
         "bytes": {
             "logical": done.logical, "planned": done.planned, "written": done.written,
@@ -148,6 +158,10 @@ fn json(done: &RehydrateReport) -> Value {
         "passed_over": done.passed_over,
         "notes": done.notes,
     })
+}
+
+fn uncovered_json(vm: &UncoveredVm) -> Value {
+    json!({ "vm": vm.name.as_str(), "newest_point": vm.newest.map(SegmentNo::get) })
 }
 
 fn damage_json(d: &Damage) -> Value {

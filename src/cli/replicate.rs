@@ -62,7 +62,7 @@ impl Replicate {
         let request = self.request()?;
         request.validate()?;
         if request.take_ownership {
-            confirm_take_over(&site, &request, yes).await?;
+            confirm_take_over(&site, &request.domain, &request.site, yes).await?;
         }
         let progress = Arc::new(Progress::new());
         let view = ProgressView::start(progress.clone(), &context.output);
@@ -91,14 +91,14 @@ impl Replicate {
 }
 
 /// Shows what taking the domain over cuts off, and asks unless `yes`. Nothing is asked where there is nothing to take.
-async fn confirm_take_over(site: &StorageSite, request: &ReplicateRequest, yes: bool) -> Result<()> {
-    let domain = match Domain::open(site, &request.domain).await {
+pub(super) async fn confirm_take_over(site: &StorageSite, name: &Name, here: &Name, yes: bool) -> Result<()> {
+    let domain = match Domain::open(site, name).await {
         Ok(domain) => domain,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
     };
     let preview = domain.preview_take_over(BaseChoice::default()).await?;
-    if preview.owner.site == request.site {
+    if preview.owner.site == *here {
         return Ok(());
     }
     complain(&preview.to_string());
@@ -109,11 +109,11 @@ async fn confirm_take_over(site: &StorageSite, request: &ReplicateRequest, yes: 
         true => "not confirmed",
         false => "there is no terminal to ask on: give --yes to confirm",
     };
-    Err(Error::new(ErrorKind::Refused, format!("take domain {} over: {why}; nothing was done", request.domain)))
+    Err(Error::new(ErrorKind::Refused, format!("take domain {name} over: {why}; nothing was done")))
 }
 
 /// The host's name, which is this site's unless the operator names it.
-fn host_name() -> Result<Name> {
+pub(super) fn host_name() -> Result<Name> {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let advice = |e: Error| e.while_doing("the host's name cannot be this site's, give one by --site");
     match name.as_str() {

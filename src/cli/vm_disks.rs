@@ -98,7 +98,7 @@ fn parse_disk(text: &str) -> Result<DiskSource, String> {
     if path.is_empty() {
         return Err("the path is missing".to_owned());
     }
-    Ok(DiskSource { name: parse_name(name)?, path: path.into() })
+    Ok(DiskSource { name: parse_name(name)?, path: path.into(), size: None })
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ mod job;
 mod occupants;
 mod probe;
 mod slab;
+mod stamp;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -40,4 +41,5 @@ pub use faults::{Call, Faults, Verdict};
 pub(crate) use file_lock::{FileLock, take_lock};
 pub(crate) use occupants::{ImageKey, Occupants, Suspect, claim_from_qemu, find as find_occupants};
 pub use slab::{DEFAULT_SLOT_BYTES, SLOT_ALIGN, Slab, Slot};
+pub(crate) use stamp::stamp;
 pub use two_slot::{Loaded, TwoSlot};

@@ -157,7 +157,7 @@ impl Demo {
 
     async fn replicate(&mut self, name: &'static str, what: &'static str) -> Result<ReplicateReport> {
         self.cancel.check()?;
-        let disks = self.disks.iter().map(|d| DiskSource { name: d.name.clone(), path: d.path.clone() });
+        let disks = self.disks.iter().map(|d| DiskSource { name: d.name.clone(), path: d.path.clone(), size: None });
         let vms = vec![VmSource { name: self.vm.clone(), disks: disks.collect(), definition: None }];
         let request = ReplicateRequest::new(self.domain.clone(), Name::new("protected-site")?, vms);
         self.progress.stage(name);

@@ -6,11 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
-use crate::datastore::{Access, DiskEngine, FileId, Op};
+use crate::datastore::{Access, DiskEngine, FileId, Op, stamp};
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
 use crate::format::{Catalogue, DiskInfo, FileStamp};
 use crate::ids::{DiskId, Name};
@@ -145,14 +144,6 @@ impl DiskSet {
     pub(super) fn stamps(&self) -> Result<Vec<FileStamp>> {
         self.all().iter().map(|d| stamp(d.id, &d.path)).collect()
     }
-}
-
-/// What a disk's file looks like now.
-pub(super) fn stamp(disk: DiskId, path: &Path) -> Result<FileStamp> {
-    let meta = std::fs::metadata(path).io_context(|| format!("look at {}", path.display()))?;
-    let seconds = u64::try_from(meta.mtime()).unwrap_or(0);
-    let nanos = u32::try_from(meta.mtime_nsec()).unwrap_or(0);
-    Ok(FileStamp { disk, inode: meta.ino(), changed: (seconds, nanos), len: meta.len() })
 }
 
 /// A new file of `size` bytes, all holes, in place of whatever stood there; durable with its directories.

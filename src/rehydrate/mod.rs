@@ -34,7 +34,7 @@ mod work;
 pub use budget::COMMIT_BYTES;
 pub use request::{
     DEFAULT_LOG_SIZE, DEFAULT_MEMORY, Damage, MIN_MEMORY, Mode, RehydrateReport, RehydrateRequest, RehydratedDisk,
-    Target,
+    Target, UncoveredVm,
 };
 pub use work::{MAX_RANGE, Piece, PlannedFrame, RangeWork, by_frame, coalesce};
 
@@ -43,6 +43,7 @@ use std::time::Duration;
 
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::VmInfo;
 use crate::ids::{SegmentNo, SegmentRef};
 use crate::map::PointMap;
 use crate::progress::Progress;
@@ -262,6 +263,23 @@ impl Session {
         }
     }
 
+    /// VMs whose disks are here and which `point` does not cover: their disks are not of one moment.
+    async fn uncovered(&self, point: &PointInfo) -> Result<Vec<UncoveredVm>> {
+        let disks = self.reconciler.disks.all();
+        let here = |vm: &&VmInfo| self.catalogue.disks_of(vm.id).any(|d| disks.iter().any(|here| here.id == d.id));
+        let vms = self.catalogue.vms.iter().filter(here).filter(|vm| !point.vms.contains(&vm.id));
+        let vms: Vec<&VmInfo> = vms.collect();
+        if vms.is_empty() {
+            return Ok(Vec::new());
+        }
+        let points = self.domain().points().await?;
+        let newest = |vm: &VmInfo| {
+            let before = points.all().iter().rev().filter(|p| p.at.segment < point.at.segment);
+            before.into_iter().find(|p| p.vms.contains(&vm.id)).map(|p| p.at.segment)
+        };
+        Ok(vms.into_iter().map(|vm| UncoveredVm { name: vm.name.clone(), newest: newest(vm) }).collect())
+    }
+
     /// The last sync, the watermark, and the report.
     async fn finish(mut self) -> Result<RehydrateReport> {
         let disks = self.reconciler.disks.all();
@@ -272,6 +290,10 @@ impl Session {
         };
         let point = self.point.clone().filter(|p| p.at == at);
         let point_time = point.as_ref().map(|p| p.time).unwrap_or_default();
+        let uncovered = match &point {
+            Some(point) => self.uncovered(point).await?,
+            None => Vec::new(),
+        };
         if quarantined.is_empty() && !ahead && at != SegmentRef::default() {
             let stamps = self.reconciler.disks.stamps()?;
             self.store_watermark(at, point_time, stamps)?;
@@ -289,6 +311,7 @@ impl Session {
             point: at,
             between_points: ahead,
             point_time,
+            uncovered,
             fuzzy: point.is_some_and(|p| p.fuzzy),
             logical: disks.iter().map(|d| d.size).sum(),
             planned: snapshot.total,

@@ -127,6 +127,15 @@ pub struct RehydratedDisk {
     pub size: u64,
 }
 
+/// A VM that the point does not cover: it was being synced, or not all of its disks were read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UncoveredVm {
+    /// Its name.
+    pub name: Name,
+    /// The newest point before that covers it, if there is one.
+    pub newest: Option<SegmentNo>,
+}
+
 /// What a rehydration did. Counts are bytes.
 #[derive(Debug, Clone, Default)]
 pub struct RehydrateReport {
@@ -139,6 +148,8 @@ pub struct RehydrateReport {
     pub point_time: Time,
     /// Whether a disk was open for writing while that point was read.
     pub fuzzy: bool,
+    /// VMs whose disks are not of one moment at this point; a guest must not be started on them.
+    pub uncovered: Vec<UncoveredVm>,
     /// The disks.
     pub disks: Vec<RehydratedDisk>,
     /// Bytes of all disks.

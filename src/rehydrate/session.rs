@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::cancel::Cancel;
-use crate::datastore::{DirLock, EngineOptions, Loaded, TwoSlot, start};
+use crate::datastore::{DirLock, EngineOptions, Loaded, TwoSlot, stamp, start};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Catalogue, DatastoreId, DiskInfo, MAX_WATERMARK_LEN, Watermark, granules};
 use crate::ids::{DiskId, SegmentRef, Time};
@@ -17,7 +17,7 @@ use crate::progress::Progress;
 use crate::store::{Domain, FoundManifest, PointInfo};
 
 use super::budget::Budget;
-use super::disks::{DiskSet, Place, create_dirs_durably, stamp};
+use super::disks::{DiskSet, Place, create_dirs_durably};
 use super::landing::Landing;
 use super::pipeline::Pipeline;
 use super::reconcile::Reconciler;

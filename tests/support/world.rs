@@ -73,7 +73,7 @@ impl World {
     pub(crate) fn replicate_request(&self) -> ReplicateRequest {
         let mut vms: Vec<VmSource> = Vec::new();
         for (vm, disk) in &self.disks {
-            let source = DiskSource { name: Name::new(disk).unwrap(), path: self.image(vm, disk) };
+            let source = DiskSource { name: Name::new(disk).unwrap(), path: self.image(vm, disk), size: None };
             match vms.iter_mut().find(|v| v.name.as_str() == *vm) {
                 Some(v) => v.disks.push(source),
                 None => vms.push(VmSource { name: Name::new(vm).unwrap(), disks: vec![source], definition: None }),

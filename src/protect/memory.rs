@@ -1,0 +1,134 @@
+//! What a protecting site remembers of a domain on its own disk, and what that says of the bitmaps at the next start.
+//!
+//! Owns the state directory `<state>/<domain>`, its lock, and the protection record in it. Invariant: the record that
+//! names a segment is durable before any bit is cleared because that segment was accepted.
+
+use std::path::{Path, PathBuf};
+
+use crate::datastore::{DirLock, Loaded, TwoSlot};
+use crate::error::{Error, ErrorKind, IoResultExt, Result};
+use crate::format::{Catalogue, FileStamp, MAX_PROTECTION_LEN, ProtectionRecord, xxh3_128};
+use crate::ids::{DiskId, DomainId, Generation, Name, SegmentRef};
+use crate::store::Domain;
+
+/// See the module.
+pub(crate) struct SiteMemory {
+    dir: PathBuf,
+    slots: TwoSlot,
+    record: Option<ProtectionRecord>,
+    boot: Option<[u8; 16]>,
+    /// What the operator should know of how it was found.
+    pub(crate) notes: Vec<String>,
+    _lock: DirLock,
+}
+
+impl SiteMemory {
+    /// Opens or makes the state directory of a domain under `state`, which exists. Blocks.
+    ///
+    /// # Errors
+    /// `Refused` where another process has it; `Unsupported` where a newer program wrote the record; `Io`.
+    pub(crate) fn open(state: &Path, domain: &Name) -> Result<SiteMemory> {
+        if !state.is_dir() {
+            let why = format!("state directory {}: is not there, or no directory; create it first", state.display());
+            return Err(Error::new(ErrorKind::NotFound, why));
+        }
+        let dir = state.join(domain.key());
+        match std::fs::create_dir(&dir) {
+            Ok(()) => sync_dir(state)?,
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(Error::io(format!("make {}", dir.display()), e)),
+        }
+        let lock = DirLock::take(&dir)?;
+        let decode = |bytes: &[u8]| ProtectionRecord::decode(bytes).map(|r| (r.sequence, r));
+        let (slots, loaded) = TwoSlot::load(&dir, "protection", MAX_PROTECTION_LEN, decode)?;
+        let mut notes = Vec::new();
+        let record = match loaded {
+            Loaded::Found(record) => Some(record),
+            Loaded::Absent => None,
+            Loaded::Lost(why) => {
+                notes.push(format!("the protection record is lost ({why}): all disks are compared"));
+                None
+            }
+        };
+        Ok(SiteMemory { dir, slots, record, boot: boot(), notes, _lock: lock })
+    }
+
+    /// The domain's directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where the bitmap of a disk stands.
+    pub(crate) fn bitmap(&self, disk: DiskId) -> PathBuf {
+        self.dir.join(format!("{disk}.intent"))
+    }
+
+    /// What the last run left.
+    pub(crate) fn record(&self) -> Option<&ProtectionRecord> {
+        self.record.as_ref()
+    }
+
+    /// Whether the last run was on this boot of the host, so that its guests may still run.
+    pub(crate) fn is_same_boot(&self) -> bool {
+        self.boot.is_some() && self.record.as_ref().map(|record| record.boot) == self.boot
+    }
+
+    /// Whether clear bits still say the truth for a chain that stands at `base`: it has the segment that they rely on,
+    /// and after that only segments of the generation in which this site wrote.
+    pub(crate) fn speaks_of(&self, domain: &Domain, base: SegmentRef) -> bool {
+        let Some(record) = self.record.as_ref().filter(|record| record.domain == domain.id()) else { return false };
+        let relied_on = record.relied_on;
+        let there = relied_on == SegmentRef::default() || domain.accepts(relied_on);
+        let own = |at: SegmentRef| at.generation == record.own_generation;
+        let next = domain.locate(relied_on.segment.next());
+        there && (base == relied_on || (base.segment > relied_on.segment && next.is_some_and(own) && own(base)))
+    }
+
+    /// Whether the file of a disk is as it was at the last clean end; `None` where the last end was another.
+    pub(crate) fn is_untouched(&self, disk: DiskId, now: &FileStamp) -> Option<bool> {
+        let record = self.record.as_ref().filter(|record| !record.stamps.is_empty())?;
+        Some(record.stamps.iter().any(|then| then.disk == disk && then == now))
+    }
+
+    /// Makes durable what clear bits rely on from now on; `stamps` only at a clean end.
+    pub(crate) fn store(
+        &mut self,
+        domain: DomainId,
+        relied_on: SegmentRef,
+        own_generation: Generation,
+        stamps: Vec<FileStamp>,
+        catalogue: Catalogue,
+    ) -> Result<()> {
+        let sequence = self.record.as_ref().map_or(0, |record| record.sequence) + 1;
+        let boot = self.boot.unwrap_or_default();
+        let record = ProtectionRecord { domain, sequence, relied_on, own_generation, boot, stamps, catalogue };
+        self.slots.store(&record.encode())?;
+        self.record = Some(record);
+        Ok(())
+    }
+
+    /// The disks may be written to from now on: the last run's clean end is over.
+    pub(crate) fn begin_changes(&mut self) -> Result<()> {
+        match self.record.take() {
+            Some(old) if !old.stamps.is_empty() || Some(old.boot) != self.boot => {
+                self.record = Some(old.clone());
+                self.store(old.domain, old.relied_on, old.own_generation, Vec::new(), old.catalogue)
+            }
+            old => {
+                self.record = old;
+                Ok(())
+            }
+        }
+    }
+}
+
+fn sync_dir(dir: &Path) -> Result<()> {
+    let file = std::fs::File::open(dir).io_context(|| format!("open {}", dir.display()))?;
+    file.sync_all().io_context(|| format!("sync {}", dir.display()))
+}
+
+/// This boot of the host, where it can be told.
+fn boot() -> Option<[u8; 16]> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(xxh3_128(text.trim().as_bytes()).0)
+}

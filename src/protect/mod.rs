@@ -1,0 +1,51 @@
+//! Live protection: the disks of running guests, every write captured in order and shipped within about a second.
+//!
+//! ```text
+//! guest write -> range lock -> intent bit -> local disk -> recorder: open segment -> acknowledged
+//!                                                            | cut whole, by size or age
+//!                   packers: frames -> sealed in order -> backlog (memory, then replication log) -> uploads
+//!                                                                                                     |
+//!   bits cleared <- local sync <- ledger: map, manifests <- accepted by this writer itself <----------+
+//! ```
+
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `request`, `report`, `status` | what is asked, how it stands, how it ended |
+//! | `protection`, `opening`, `memory` | the order of the steps; images and bitmaps; what is remembered between two runs |
+//! | `pipeline` | the tasks behind the exports |
+//! | `disk`, `coverage` | what a guest's request does; which VMs a point covers |
+//! | `arena`, `batch`, `recorder` | the open segment, its memory, and when it is cut |
+//! | `packer`, `backlog`, `shipper` | compressing and sealing in order; what waits; uploads and acceptance |
+//! | `ledger` | the map of what was accepted, and manifests |
+//! | `syncer`, `clearer` | initial sync and resync; clearing of bits |
+//! | `valve`, `health` | what is done when the store takes too little; what is wrong for good |
+
+mod arena;
+mod backlog;
+mod batch;
+mod clearer;
+mod coverage;
+mod disk;
+mod health;
+mod ledger;
+mod memory;
+mod opening;
+mod packer;
+mod pipeline;
+mod protection;
+mod recorder;
+mod report;
+mod request;
+mod shipper;
+mod status;
+mod syncer;
+mod valve;
+
+pub use disk::FencedPolicy;
+pub use protection::Protection;
+pub use report::{DiskStatus, ProtectReport, ProtectStatus, Requests, VmStatus};
+pub use request::{
+    DEFAULT_PROTECT_LOG, DEFAULT_PROTECT_MEMORY, DEFAULT_SEGMENT_AGE, MIN_PROTECT_MEMORY, ProtectRequest,
+};
+pub use valve::CaptureMode;

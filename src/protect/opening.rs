@@ -1,0 +1,167 @@
+//! Opening: images, their bitmaps, and the protected disks made of both.
+//!
+//! Owns the disk engine and the buffers of requests, and which image serves which disk. Invariants: an image is open
+//! exclusively for as long as it is known here; a disk whose file was changed since the last clean end is compared in
+//! whole before any point covers it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::clearer::QUIET_ROUNDS;
+use super::disk::{FencedPolicy, ProtectedDisk};
+use super::health::Health;
+use super::memory::SiteMemory;
+use super::protection::export_name;
+use super::request::ProtectRequest;
+use crate::capture::VmSource;
+use crate::datastore::{DiskEngine, stamp};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{Catalogue, FileStamp, IndexDisk};
+use crate::ids::{DomainId, Name};
+use crate::intent::{Found, Intent, IntentIdentity, IntentOptions};
+use crate::nbd::{BackingDisk, Buffers, CacheMode, Image, ImageOptions, Share, start_engine};
+
+/// A disk that is ready to be served.
+pub(crate) struct OpenedDisk {
+    pub(crate) export: String,
+    pub(crate) disk: Arc<ProtectedDisk>,
+}
+
+/// See the module.
+pub(crate) struct Opener {
+    cache: CacheMode,
+    engine: Arc<dyn DiskEngine>,
+    buffers: Arc<Buffers>,
+    /// For reading back, of all disks.
+    share: Arc<Share>,
+    health: Arc<Health>,
+    policy: FencedPolicy,
+    images: BTreeMap<(Name, Name), Arc<BackingDisk>>,
+}
+
+impl Opener {
+    /// With `memory` bytes of buffers for all requests.
+    pub(crate) fn new(request: &ProtectRequest, memory: u64, health: Arc<Health>) -> Result<Opener> {
+        // One more, for reading back.
+        let buffers = Buffers::new(memory, request.connections + 1)?;
+        let share = buffers.share().ok_or_else(|| Error::new(ErrorKind::Internal, "no buffers for reading back"))?;
+        let engine = start_engine(request.engine, request.cache, &buffers)?;
+        let images = BTreeMap::new();
+        let share = Arc::new(share);
+        Ok(Opener { cache: request.cache, engine, buffers, share, health, policy: request.fenced, images })
+    }
+
+    /// Buffers of all requests.
+    pub(crate) fn buffers(&self) -> &Arc<Buffers> {
+        &self.buffers
+    }
+
+    /// Opens the images of disks that are not open yet; all of them or none.
+    ///
+    /// # Errors
+    /// What opening says; `Refused` for a disk that has one already.
+    pub(crate) fn open_images(&mut self, vms: &[VmSource]) -> Result<()> {
+        self.refuse_known(vms)?;
+        let mut opened = BTreeMap::new();
+        for vm in vms {
+            for disk in &vm.disks {
+                let key = (vm.name.clone(), disk.name.clone());
+                let options = ImageOptions { size: disk.size, ..ImageOptions::default() };
+                let image = Image::open(&disk.path, options)?;
+                opened.insert(key, BackingDisk::open(Arc::clone(&self.engine), image, self.cache)?);
+            }
+        }
+        self.images.append(&mut opened);
+        Ok(())
+    }
+
+    /// Refuses disks that have an open image.
+    ///
+    /// # Errors
+    /// `Refused`, naming the first.
+    pub(crate) fn refuse_known(&self, vms: &[VmSource]) -> Result<()> {
+        let mut disks = vms.iter().flat_map(|vm| vm.disks.iter().map(move |disk| (&vm.name, &disk.name)));
+        match disks.find(|(vm, disk)| self.image(vm, disk).is_ok()) {
+            Some((vm, disk)) => {
+                let why = format!("disk {} is protected already", export_name(vm, disk));
+                Err(Error::new(ErrorKind::Refused, why))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Closes the image of a disk that is not protected any more.
+    pub(crate) fn forget(&mut self, vm: &Name, disk: &Name) {
+        self.images.remove(&(vm.clone(), disk.clone()));
+    }
+
+    fn image(&self, vm: &Name, disk: &Name) -> Result<&Arc<BackingDisk>> {
+        let missing = || Error::new(ErrorKind::Internal, format!("the image of {} is not open", export_name(vm, disk)));
+        self.images.get(&(vm.clone(), disk.clone())).ok_or_else(missing)
+    }
+
+    /// Bytes of all disks, in the order of the request.
+    pub(crate) fn sizes(&self, vms: &[VmSource]) -> Result<Vec<u64>> {
+        let disks = vms.iter().flat_map(|vm| vm.disks.iter().map(move |disk| (vm, disk)));
+        disks.map(|(vm, disk)| self.image(&vm.name, &disk.name).map(|image| image.size())).collect()
+    }
+
+    /// Makes protected disks of `vms`, whose images are open, with the identities that `catalogue` gives them.
+    ///
+    /// # Errors
+    /// What opening the bitmaps says.
+    pub(crate) async fn open_disks(
+        &self,
+        memory: &mut SiteMemory,
+        domain: DomainId,
+        catalogue: &Catalogue,
+        vms: &[VmSource],
+    ) -> Result<Vec<OpenedDisk>> {
+        let mut out = Vec::new();
+        for vm in vms {
+            for disk in &vm.disks {
+                let export = export_name(&vm.name, &disk.name);
+                let owner = catalogue.vm_named(vm.name.as_str()).map(|v| v.id);
+                let info = catalogue.disks.iter().find(|d| Some(d.vm) == owner && d.name == disk.name);
+                let missing = || Error::new(ErrorKind::Internal, format!("disk {export} is not in the catalogue"));
+                let info = info.ok_or_else(missing)?;
+                let backing = Arc::clone(self.image(&vm.name, &disk.name)?);
+                let index = IndexDisk { id: info.id, vm: info.vm, size: backing.size() };
+                let identity = IntentIdentity { domain, disk: info.id, size: index.size };
+                let options = IntentOptions { quiet_calls: QUIET_ROUNDS, ..IntentOptions::default() };
+                let (intent, found) = Intent::open(&memory.bitmap(info.id), &identity, &options)?;
+                if let Found::Lost(why) = &found {
+                    memory
+                        .notes
+                        .push(format!("the write-intent bitmap of {export} is lost ({why}): all of it is compared"));
+                }
+                let share = Arc::clone(&self.share);
+                let changed = self.was_changed(memory, &backing, &index)?;
+                let health = Arc::clone(&self.health);
+                let disk = ProtectedDisk::new(export.clone(), index, backing, intent, share, health, self.policy);
+                if changed {
+                    memory.notes.push(format!(
+                        "the image of {export} was changed while it was not protected: all of it is compared"
+                    ));
+                    disk.doubt_all().await?;
+                }
+                out.push(OpenedDisk { export, disk: Arc::new(disk) });
+            }
+        }
+        Ok(out)
+    }
+
+    /// Whether somebody may have changed the image since the last clean end. Writes to a device leave no trace.
+    fn was_changed(&self, memory: &SiteMemory, backing: &BackingDisk, index: &IndexDisk) -> Result<bool> {
+        let now = stamp(index.id, backing.image().path())?;
+        Ok(match memory.is_untouched(index.id, &now) {
+            Some(untouched) => !untouched || backing.image().is_block_device(),
+            None => false,
+        })
+    }
+
+    /// What the images of `disks` look like now.
+    pub(crate) fn stamps(&self, disks: &[Arc<ProtectedDisk>]) -> Result<Vec<FileStamp>> {
+        disks.iter().map(|disk| stamp(disk.index_disk().id, disk.backing().image().path())).collect()
+    }
+}
