@@ -46,11 +46,11 @@ mod transfer;
 mod worker;
 mod zeros;
 
-pub use chain::ChainEnd;
-pub use rehead::Rehead;
 pub(crate) use chain::Chain;
+pub use chain::ChainEnd;
 pub(crate) use compare::{Change, Comparer, GRID};
 pub(crate) use halt::Halt;
+pub use rehead::Rehead;
 pub use replicate::replicate;
 pub use report::{ReplicateReport, ReplicatedDisk, StageSeconds};
 pub use request::{

@@ -17,6 +17,7 @@
 //! | `disk`, `coverage` | what a guest's request does; which VMs a point covers |
 //! | `arena`, `batch`, `recorder` | the open segment, its memory, and when it is cut |
 //! | `packer`, `backlog`, `shipper` | compressing and sealing in order; what waits; uploads and acceptance |
+//! | `inherit` | what a dead generation left in the log |
 //! | `ledger` | the map of what was accepted, and manifests |
 //! | `syncer`, `clearer` | initial sync and resync; clearing of bits |
 //! | `valve`, `health` | what is done when the store takes too little; what is wrong for good |
@@ -28,6 +29,7 @@ mod clearer;
 mod coverage;
 mod disk;
 mod health;
+mod inherit;
 mod ledger;
 mod memory;
 mod opening;

@@ -76,7 +76,6 @@ impl Pipeline {
     pub(crate) fn start(on: Foundation, request: &ProtectRequest) -> Result<Pipeline> {
         let Foundation { writer, map, changed, log, members, health, memory, division } = on;
         let writer = Arc::new(writer);
-        let first = writer.first().segment;
         let end = ChainEnd {
             domain: writer.domain().id(),
             generation: writer.generation(),
@@ -84,6 +83,7 @@ impl Pipeline {
             tip: map.at(),
             digest: map.index_digest(),
         };
+        let first = map.at().segment.next();
         let chain = Arc::new(Chain::new(end, changed, Arc::clone(&request.clock)));
         let pool = ArenaPool::new(division.arenas, division.arena);
         let (cuts_in, cuts) = bounded(pool.count() + MAX_EMPTY_CUTS);

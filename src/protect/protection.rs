@@ -19,6 +19,7 @@ use tokio::sync::Mutex;
 use super::coverage::Members;
 use super::disk::{Flow, ProtectedDisk};
 use super::health::Health;
+use super::inherit;
 use super::memory::SiteMemory;
 use super::opening::{OpenedDisk, Opener};
 use super::pipeline::{Foundation, Pipeline};
@@ -163,7 +164,7 @@ impl Protection {
                 Err(error) if error.kind() == ErrorKind::Unreachable && before => {
                     self.health.store_fails(&error);
                     waiting(&error);
-                    cancel.or_stop(async { Ok(tokio::time::sleep(CLAIM_PAUSE).await) }).await?;
+                    tokio::select! { () = tokio::time::sleep(CLAIM_PAUSE) => {} () = cancel.cancelled() => {} }
                 }
                 Err(error) if matches!(error.kind(), ErrorKind::Refused | ErrorKind::Fenced) && self.is_serving() => {
                     let fenced = Error::new(ErrorKind::Fenced, error.to_string());
@@ -208,11 +209,16 @@ impl Protection {
     async fn foundation(&mut self, writer: &DomainWriter) -> Result<(PointMap, Option<Catalogue>, ReplicationLog)> {
         let (domain, base) = (writer.domain().clone(), writer.base());
         self.notes.extend_from_slice(writer.warnings());
-        let map = PointMap::load(&domain, base).await?;
+        let mut map = PointMap::load(&domain, base).await?;
+        let mut memory = self.memory.lock().await;
+        let log = self.open_log(&memory, &domain)?;
+        let taken = inherit::take_over(&log, writer, &mut map, self.request.clock.as_ref()).await?;
+        if taken > 0 {
+            self.notes.push(format!("{taken} segments that an earlier run had not shipped are part of the domain now"));
+        }
         let sizes = self.opener.sizes(&self.request.vms)?;
         let roster = roster(map.catalogue(), &self.request.vms, &sizes, self.request.allow_shrink)?;
         self.notes.extend(roster.notes.iter().cloned());
-        let mut memory = self.memory.lock().await;
         let speaks = memory.speaks_of(&domain, base);
         let early = self.members.disks();
         for disk in &early {
@@ -245,10 +251,6 @@ impl Protection {
         disks.iter().filter(|d| recoverable.contains(&d.index_disk().vm)).for_each(|d| d.note_synced());
         memory.store(domain.id(), base, writer.generation(), Vec::new(), roster.catalogue.clone())?;
         self.notes.append(&mut memory.notes);
-        let log = self.open_log(&memory, &domain)?;
-        if log.held().used_bytes > 0 {
-            log.reset(base).await?;
-        }
         Ok((map, roster.changed.then_some(roster.catalogue), log))
     }
 
