@@ -435,6 +435,7 @@ impl Protection {
         };
         let stopped = pipeline.stop(self.request.drain).await?;
         report.dirty = disks.iter().map(|disk| disk.intent().dirty_bytes()).sum();
+        report.bitmap_syncs = disks.iter().map(|disk| disk.intent().report().syncs).sum();
         let sound = disks.iter().all(|disk| disk.backing().failure().is_none());
         drop(disks);
         if stopped.all && sound {
@@ -445,6 +446,8 @@ impl Protection {
         report.all_shipped = stopped.all;
         (report.point, report.point_time) = (shipped.at.segment.get(), shipped.point_time.to_string());
         (report.segments, report.stored, report.written) = (shipped.segments, shipped.stored, shipped.written);
+        report.raw = shipped.raw;
+        report.requests = status::requests(&self.site, self.began.elapsed().as_secs());
         (report.manifests, report.left) = (stopped.manifests, stopped.left);
         let findings = self.health.findings();
         report.notes.extend(findings.fenced.into_iter().chain(findings.fault));

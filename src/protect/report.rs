@@ -122,6 +122,12 @@ pub struct ProtectReport {
     pub stored: u64,
     /// Bytes that guests wrote into them.
     pub written: u64,
+    /// Bytes of their frames, before compression.
+    pub raw: u64,
+    /// Requests to the storage site, by kind.
+    pub requests: Requests,
+    /// Syncs of the write-intent bitmaps.
+    pub bitmap_syncs: u64,
     /// Manifests that were written.
     pub manifests: u64,
     /// Bytes that were captured and not shipped: the next start reads them back.

@@ -35,7 +35,6 @@ pub(super) async fn of(
     let shipped = pipeline.map(|p| Arc::clone(&p.shipped.borrow().covered)).unwrap_or_default();
     let covered: Vec<VmId> = members.covered().into_iter().filter(|vm| shipped.contains(vm)).collect();
     let findings = health.findings();
-    let counters = site.counters();
     let vms = catalogue.vms.iter().map(|vm| VmStatus {
         name: vm.name.to_string(),
         status: vm_status(vm.id, covered.contains(&vm.id), &disks, pipeline).to_owned(),
@@ -46,12 +45,7 @@ pub(super) async fn of(
         site: request.site.to_string(),
         mode: serde_json::to_value(mode).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default(),
         vms: vms.collect(),
-        requests: Requests {
-            puts: counters.puts,
-            gets: counters.gets + counters.heads,
-            lists: counters.lists,
-            seconds,
-        },
+        requests: requests(site, seconds),
         problems: findings.fenced.into_iter().chain(findings.fault).collect(),
         ..ProtectStatus::default()
     };
@@ -81,6 +75,12 @@ pub(super) async fn of(
         (status.stored, status.segments) = (shipped.stored, shipped.segments);
     }
     status
+}
+
+/// Requests to the storage site in the `seconds` since the start.
+pub(super) fn requests(site: &StorageSite, seconds: u64) -> Requests {
+    let counters = site.counters();
+    Requests { puts: counters.puts, gets: counters.gets + counters.heads, lists: counters.lists, seconds }
 }
 
 /// A VM is recoverable where the newest point covers it and nothing was missed since; else it is synced for the first time, or again.
