@@ -64,7 +64,10 @@ pub(crate) fn latency(arguments: &Arguments) -> Outcome<()> {
             report = server.stop()?;
         }
     }
-    println!("\nrandom writes of 4 to 64 KiB at {RATE} MB/s, 16 deep; {} rounds of {} s", arguments.rounds, arguments.seconds);
+    println!(
+        "\nrandom writes of 4 to 64 KiB at {RATE} MB/s, 16 deep; {} rounds of {} s",
+        arguments.rounds, arguments.seconds
+    );
     println!("{:32}{:>24}{:>26}{:>10}", "", "p50 us", "p99 us", "MB/s");
     for (kind, runs) in kinds.iter().zip(&runs) {
         show(kind.name(), runs);
@@ -80,7 +83,11 @@ pub(crate) fn latency(arguments: &Arguments) -> Outcome<()> {
     }
     let of = |pick: fn(&Ages) -> f64| median(ages.iter().map(pick));
     let most = ages.iter().map(|a| a.most).fold(0.0, f64::max);
-    println!("age of the newest landed point, s: p50 {:.2}, p99.9 {:.2}, most {most:.2}", of(|a| a.p50), of(|a| a.p999));
+    println!(
+        "age of the newest landed point, s: p50 {:.2}, p99.9 {:.2}, most {most:.2}",
+        of(|a| a.p50),
+        of(|a| a.p999)
+    );
     println!("CPU of freshet protect: {:.2} ms for each MB written", median(cpu.into_iter()));
     costs(&report);
     Ok(())
@@ -112,11 +119,10 @@ pub(crate) fn overload(arguments: &Arguments) -> Outcome<()> {
     let dir = &arguments.dir;
     let image = dir.join("image.raw");
     make_image(&image)?;
-    let runtime = tokio::runtime::Runtime::new()?;
     let rule: Rule = format!("bandwidth={}", UPLINK * 1_000_000).parse()?;
     let options = Options { rules: vec![rule], ..Options::default() };
     let keys = (options.access_key.clone(), options.secret_key.clone());
-    let s3 = runtime.block_on(S3Server::start(&empty(dir, "s3")?, options))?;
+    let s3 = S3Server::start(&empty(dir, "s3")?, options)?;
     let envs = [
         ("AWS_ENDPOINT_URL", s3.endpoint().to_owned()),
         ("AWS_ALLOW_HTTP", "true".to_owned()),

@@ -95,7 +95,13 @@ impl Server {
     }
 
     /// Starts ours over `image` into the storage site `store`, and waits until the VM is recoverable.
-    pub(crate) fn protect(image: &Path, dir: &Path, store: &str, envs: &[(&str, String)], log: &str) -> Outcome<Server> {
+    pub(crate) fn protect(
+        image: &Path,
+        dir: &Path,
+        store: &str,
+        envs: &[(&str, String)],
+        log: &str,
+    ) -> Outcome<Server> {
         let (socket, state) = (dir.join("ours.sock"), dir.join("state"));
         std::fs::create_dir_all(&state)?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_freshet"));

@@ -5,6 +5,7 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
+use super::served_disks::{ServedDisk, parse_served_disk};
 use super::values::parse_name;
 use crate::capture::{DiskSource, VmSource};
 use crate::ids::Name;
@@ -30,8 +31,8 @@ impl Args for VmDisks {
             .arg(
                 Arg::new("disk")
                     .long("disk")
-                    .value_name("NAME=PATH")
-                    .help("A disk of that VM: a raw image file or a block device. Can be repeated")
+                    .value_name("NAME=PATH[,size=SIZE]")
+                    .help("A disk of that VM: a raw image file or a block device, and perhaps the size it must have. Can be repeated")
                     .action(ArgAction::Append)
                     .required(true)
                     .value_parser(parse_disk),
@@ -94,11 +95,11 @@ fn refuse(why: String) -> clap::Error {
 }
 
 fn parse_disk(text: &str) -> Result<DiskSource, String> {
-    let (name, path) = text.split_once('=').ok_or("expected NAME=PATH")?;
-    if path.is_empty() {
-        return Err("the path is missing".to_owned());
+    let ServedDisk { name, path, size, grow } = parse_served_disk(text)?;
+    match grow {
+        true => Err("a disk that is replicated or protected is never extended: leave out `grow`".to_owned()),
+        false => Ok(DiskSource { name, path, size }),
     }
-    Ok(DiskSource { name: parse_name(name)?, path: path.into(), size: None })
 }
 
 #[cfg(test)]
