@@ -55,6 +55,27 @@ impl ErrorKind {
         }
     }
 
+    /// The kind that [`ErrorKind::word`] gives this word for.
+    pub fn from_word(word: &str) -> Option<ErrorKind> {
+        use ErrorKind::*;
+        const ALL: [ErrorKind; 13] = [
+            Invalid,
+            NotFound,
+            Refused,
+            Fenced,
+            Damaged,
+            Incomplete,
+            Full,
+            Unreachable,
+            Denied,
+            Unsupported,
+            Io,
+            Cancelled,
+            Internal,
+        ];
+        ALL.into_iter().find(|kind| kind.word() == word)
+    }
+
     /// One word for `--json` output and logs.
     pub fn word(self) -> &'static str {
         match self {
