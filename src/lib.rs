@@ -10,6 +10,7 @@
 //! | module | what flows through it |
 //! |---|---|
 //! | [`capture`] | disk images into segments, map pages and manifests |
+//! | [`protect`] | writes of running guests into segments, in order, within about a second |
 //! | [`datastore`] | buffers, and the engine that moves them to and from local disks |
 //! | [`mod@format`] | bytes of every object and file, no I/O |
 //! | [`intent`] | which regions of a protected disk the chain may lack, durable before they are written |

@@ -1,25 +1,30 @@
-//! `freshet protect`: disks of running guests, served over NBD and captured, until it is told to end.
+//! `freshet protect`: disks of running guests, served over NBD and captured, until it is told to end; and the questions
+//! and wishes to one that runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::context::Context;
+use super::protect_ask::{Asks, ask};
 use super::replicate::{confirm_take_over, host_name};
 use super::report::Report;
-use super::store_args::DomainArgs;
+use super::steering::Steering;
+use super::store_args::OptionsArgs;
 use super::units::{bytes, parse_size};
 use super::values::{Engine, parse_name};
-use super::vm_disks::VmDisks;
+use super::vm_disks::MaybeVmDisks;
 use crate::capture::DEFAULT_LEVEL;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Name;
 use crate::nbd::{CacheMode, Listen};
 use crate::protect::{
-    CaptureMode, DEFAULT_PROTECT_LOG, DEFAULT_PROTECT_MEMORY, FencedPolicy, ProtectReport, ProtectRequest, Protection,
+    CaptureMode, ControlLimits, ControlServer, DEFAULT_PROTECT_LOG, DEFAULT_PROTECT_MEMORY, FencedPolicy,
+    ProtectReport, ProtectRequest, Protection, control_path,
 };
+use crate::store::StorageSite;
 
 /// Time between two looks at the mode.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -27,13 +32,21 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Serve disks to running guests and ship every write within about a second
 #[derive(Debug, Args)]
 pub(super) struct Protect {
+    /// Storage site: file:///directory, s3://bucket/prefix, az://container/prefix or gs://bucket/prefix
+    #[arg(long, value_name = "URL", required_unless_present = "ask")]
+    store: Option<String>,
     #[command(flatten)]
-    domain: DomainArgs,
+    options: OptionsArgs,
+    /// Protected domain
+    #[arg(long, value_name = "NAME", value_parser = parse_name)]
+    domain: Name,
     #[command(flatten)]
-    vms: VmDisks,
+    vms: MaybeVmDisks,
     /// Where to serve the disks: unix:/path or tcp:host:port. Can be repeated
-    #[arg(long, value_name = "ADDRESS", required = true)]
+    #[arg(long, value_name = "ADDRESS", required_unless_present = "ask")]
     listen: Vec<Listen>,
+    #[command(flatten)]
+    asks: Asks,
     /// Name of this site, which owns the domain [default: the host's name]
     #[arg(long, value_name = "NAME", value_parser = parse_name)]
     site: Option<Name>,
@@ -113,9 +126,17 @@ fn parse_millis(text: &str) -> std::result::Result<Duration, String> {
 
 impl Protect {
     pub(super) async fn run(self, context: &Context) -> Result<Report> {
-        let store = self.domain.site.open().await?;
+        let state = state_dir(self.log_store.as_deref())?;
+        if let Some(asked) = self.asks.request(&self.vms.vms)? {
+            return ask(&state.join(self.domain.key()), &asked).await;
+        }
+        let url = self.store.as_deref().unwrap_or_default();
+        let store = StorageSite::open(url, &self.options.load()?).await?;
+        if self.vms.vms.is_empty() {
+            return Err(Error::new(ErrorKind::Invalid, "name what to protect: --vm V --disk NAME=PATH"));
+        }
         let yes = self.yes;
-        let request = self.request()?;
+        let request = self.request(state)?;
         request.validate()?;
         if request.take_ownership {
             confirm_take_over(&store, &request.domain, &request.site, yes).await?;
@@ -142,19 +163,18 @@ impl Protect {
         for note in protection.notes() {
             output.event(&json!({ "event": "note", "text": note }), &format!("note: {note}"))?;
         }
-        watch(&protection, context).await?;
-        let report = protection.stop().await?;
-        finish(&report)
+        let control = control_path(&protection.state_dir());
+        let steering = Steering::new(protection, context.cancel.clone());
+        let control = ControlServer::start(&control, steering.clone(), ControlLimits::default())?;
+        watch(&steering, context).await?;
+        control.shutdown().await;
+        finish(&steering.take().await?.stop().await?)
     }
 
-    fn request(self) -> Result<ProtectRequest> {
+    fn request(self, state: PathBuf) -> Result<ProtectRequest> {
         let site = match self.site {
             Some(name) => name,
             None => host_name()?,
-        };
-        let state = match self.log_store {
-            Some(dir) => dir,
-            None => default_state()?,
         };
         Ok(ProtectRequest {
             cache: match self.cache {
@@ -177,7 +197,7 @@ impl Protect {
             take_ownership: self.take_ownership,
             level: self.level,
             engine: self.engine.into(),
-            ..ProtectRequest::new(self.domain.domain, site, self.vms.vms, self.listen, state)
+            ..ProtectRequest::new(self.domain, site, self.vms.vms, self.listen, state)
         })
     }
 }
@@ -189,14 +209,13 @@ fn ready(protection: &Protection, context: &Context) -> Result<()> {
     context.output.event(&json!({ "event": "ready", "addresses": addresses, "exports": exports }), &text)
 }
 
-/// Tells when the mode changes, until it is asked to end.
-async fn watch(protection: &Protection, context: &Context) -> Result<()> {
+/// Tells when mode or status change, until it is asked to end.
+async fn watch(steering: &Steering, context: &Context) -> Result<()> {
     let mut last = None;
     while !context.cancel.is_cancelled() {
-        let mode = protection.mode();
-        if last != Some(mode) {
-            last = Some(mode);
-            let status = protection.status().await;
+        let (mode, status) = steering.with(async |protection| (protection.mode(), protection.status().await)).await?;
+        if last.as_ref() != Some(&(mode, status.status.clone())) {
+            last = Some((mode, status.status.clone()));
             let problems = status.problems.join("; ");
             let event = json!({ "event": "mode", "mode": mode, "status": status.status, "problems": status.problems });
             let why = if problems.is_empty() { String::new() } else { format!(": {problems}") };
@@ -241,8 +260,11 @@ fn finish(report: &ProtectReport) -> Result<Report> {
     Ok(Report::new(&json, text)?.incomplete((!report.all_shipped).then_some(why)))
 }
 
-/// Where state is kept unless the operator says otherwise.
-fn default_state() -> Result<PathBuf> {
+/// Where state is kept.
+fn state_dir(given: Option<&Path>) -> Result<PathBuf> {
+    if let Some(dir) = given {
+        return Ok(dir.to_owned());
+    }
     let dir = match rustix::process::geteuid().is_root() {
         true => PathBuf::from("/var/lib/freshet"),
         false => {

@@ -67,6 +67,35 @@ impl FromArgMatches for VmDisks {
     }
 }
 
+/// The same where a command also has a form without any VM.
+#[derive(Debug, Clone)]
+pub(super) struct MaybeVmDisks {
+    /// Empty where none is named.
+    pub(super) vms: Vec<VmSource>,
+}
+
+impl Args for MaybeVmDisks {
+    fn augment_args(command: Command) -> Command {
+        let optional = |arg: Arg| arg.required(false);
+        VmDisks::augment_args(command).mut_arg("vm", optional).mut_arg("disk", optional)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for MaybeVmDisks {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<MaybeVmDisks, clap::Error> {
+        VmDisks::from_arg_matches(matches).map(|named| MaybeVmDisks { vms: named.vms })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = MaybeVmDisks::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
 /// The values of an argument with their positions on the command line.
 fn placed<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, id: &str) -> Vec<(usize, T)> {
     let indices = matches.indices_of(id).into_iter().flatten();

@@ -215,3 +215,104 @@ impl Backlog {
         self.limit
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::capture::{Chain, ChainEnd};
+    use crate::clock::SystemClock;
+    use crate::datastore::{EngineKind, EngineOptions, Slab, start};
+    use crate::format::{DatastoreId, FrameEncoder, IndexDisk, PointFlags, SegmentBuilder};
+    use crate::ids::{DiskId, DomainId, Generation, Name, SegmentRef, Time, VmId, WriterId};
+    use crate::log::LogOptions;
+
+    const LIMIT: u64 = 12_000;
+
+    fn backlog(dir: &Path) -> Backlog {
+        let engine = start(EngineKind::Threads, Slab::new(4, 1 << 20).unwrap(), EngineOptions::default()).unwrap();
+        let mut options = LogOptions::new(DomainId::from_bytes([1; 16]), DatastoreId::of_path(dir), 4 << 20);
+        options.largest_segment = 1 << 20;
+        let log = ReplicationLog::open(&engine, dir, &Name::new("d").unwrap(), &options).unwrap();
+        Backlog::new(LIMIT, Arc::new(log))
+    }
+
+    fn chain() -> Chain {
+        let end = ChainEnd {
+            domain: DomainId::from_bytes([1; 16]),
+            generation: Generation::new(1),
+            writer: WriterId::random(),
+            tip: SegmentRef::default(),
+            digest: Default::default(),
+        };
+        Chain::new(end, None, Arc::new(SystemClock))
+    }
+
+    /// The next segment of the chain, of some 4 KiB.
+    fn sealed(chain: &Chain, byte: u8) -> Sealed {
+        let disk = IndexDisk { id: DiskId::from_bytes([2; 16]), vm: VmId::from_bytes([3; 16]), size: 1 << 20 };
+        let raw: Vec<u8> = (0..4096_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8 ^ byte).collect();
+        let mut builder = SegmentBuilder::new(Vec::new());
+        builder.push_data(&disk, 0, &raw, None, &mut FrameEncoder::new(1).unwrap()).unwrap();
+        let point = Point::new(Time::from_millis(u64::from(byte)), PointFlags::default(), []);
+        let sealed = chain.seal(builder, Some(point.clone())).unwrap();
+        let index = Some(sealed.index);
+        Sealed { header: sealed.header, index, bytes: sealed.bytes.into(), point, written: 1, raw: 2 }
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_into_memory_goes_through_the_log_in_order_and_comes_back_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let (backlog, chain) = (backlog(dir.path()), chain());
+        let mut expected = Vec::new();
+        for round in 0..3 {
+            for i in 0..10 {
+                let one = sealed(&chain, round * 10 + i);
+                expected.push((one.header.id(), one.bytes.clone()));
+                backlog.push(one).await.unwrap();
+            }
+            let waiting = backlog.waiting();
+            assert_eq!(waiting.segments, 10);
+            assert!(waiting.memory > 0 && waiting.memory <= LIMIT && waiting.log.0 > 0, "{waiting:?}");
+            for (id, bytes) in expected.drain(..) {
+                let entry = backlog.pop().await.unwrap();
+                let one = backlog.load(entry).await.unwrap();
+                assert!((one.header.id(), &one.bytes) == (id, &bytes), "{id}");
+                assert_eq!(one.index.as_ref().unwrap().segment, id);
+                backlog.settle(&one.header).unwrap();
+            }
+            let waiting = backlog.waiting();
+            assert_eq!((waiting.segments, waiting.bytes, waiting.memory), (0, 0, 0), "round {round}");
+        }
+        backlog.close();
+        assert!(backlog.pop().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn once_spilled_all_that_follows_is_until_nothing_of_it_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let (backlog, chain) = (backlog(dir.path()), chain());
+        for i in 0..4 {
+            backlog.push(sealed(&chain, i)).await.unwrap();
+        }
+        let mut headers = Vec::new();
+        for _ in 0..2 {
+            let entry = backlog.pop().await.unwrap();
+            assert!(matches!(entry, Entry::Memory(_)));
+            headers.push(backlog.load(entry).await.unwrap().header);
+        }
+        headers.iter().for_each(|header| backlog.settle(header).unwrap());
+        backlog.push(sealed(&chain, 9)).await.unwrap();
+        let mut spilled = 0;
+        for _ in 0..3 {
+            let entry = backlog.pop().await.unwrap();
+            spilled += usize::from(matches!(entry, Entry::Log(_)));
+            let one = backlog.load(entry).await.unwrap();
+            backlog.settle(&one.header).unwrap();
+        }
+        assert!(spilled >= 2, "the last one followed a spilled one, though memory was free: {spilled}");
+        backlog.push(sealed(&chain, 10)).await.unwrap();
+        assert!(matches!(backlog.pop().await.unwrap(), Entry::Memory(_)), "the log has nothing left to wait for");
+    }
+}

@@ -10,6 +10,7 @@
 //! they speak of; the writer is finished last.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -127,6 +128,11 @@ impl Protection {
             self.server = Some(Server::start(&self.request.listen, self.exports.clone(), buffers, options)?);
         }
         Ok(())
+    }
+
+    /// The domain's state directory.
+    pub fn state_dir(&self) -> PathBuf {
+        self.request.state.join(self.request.domain.key())
     }
 
     /// Whether the exports are open.

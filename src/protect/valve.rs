@@ -87,8 +87,7 @@ impl Valve {
     /// Looks after the mode until `end`.
     pub(crate) async fn run(&self, end: Cancel) {
         while !end.is_cancelled() {
-            let next = self.decide(self.mode(), self.backlog.waiting());
-            self.enter(next);
+            self.enter(next(self.mode(), self.facts()));
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
                 () = self.recorder.overrun() => {}
@@ -98,23 +97,14 @@ impl Valve {
         }
     }
 
-    fn decide(&self, mode: CaptureMode, waiting: Waiting) -> CaptureMode {
-        if self.health.is_fenced() {
-            return CaptureMode::Fenced;
-        }
-        if !self.health.is_sound() {
-            return CaptureMode::Failed;
-        }
-        let full = fill(waiting);
-        match mode {
-            CaptureMode::Starting | CaptureMode::Fenced | CaptureMode::Failed => mode,
-            CaptureMode::Bitmap if waiting.segments == 0 => CaptureMode::Normal,
-            CaptureMode::Bitmap => CaptureMode::Bitmap,
-            // The recorder paused by itself: a write found no room.
-            CaptureMode::Normal | CaptureMode::Throttled if !self.recorder.is_capturing() => CaptureMode::Bitmap,
-            CaptureMode::Normal | CaptureMode::Throttled if full >= PAUSE_AT => CaptureMode::Bitmap,
-            CaptureMode::Normal | CaptureMode::Throttled if full >= THROTTLE_AT => CaptureMode::Throttled,
-            CaptureMode::Normal | CaptureMode::Throttled => CaptureMode::Normal,
+    fn facts(&self) -> Facts {
+        let waiting = self.backlog.waiting();
+        Facts {
+            fenced: self.health.is_fenced(),
+            sound: self.health.is_sound(),
+            capturing: self.recorder.is_capturing(),
+            settled: waiting.segments == 0,
+            fill: fill(waiting),
         }
     }
 
@@ -141,10 +131,80 @@ impl Valve {
     }
 }
 
+/// What the next mode depends on.
+#[derive(Debug, Clone, Copy)]
+struct Facts {
+    /// Another writer owns the domain.
+    fenced: bool,
+    /// Neither that nor a lasting fault.
+    sound: bool,
+    /// The recorder takes writes.
+    capturing: bool,
+    /// All that was captured is part of the domain.
+    settled: bool,
+    /// How full the log is, 0 to 1.
+    fill: f64,
+}
+
+/// The mode after `mode`. Total and pure.
+fn next(mode: CaptureMode, facts: Facts) -> CaptureMode {
+    if facts.fenced {
+        return CaptureMode::Fenced;
+    }
+    if !facts.sound {
+        return CaptureMode::Failed;
+    }
+    match mode {
+        CaptureMode::Starting | CaptureMode::Fenced | CaptureMode::Failed => mode,
+        CaptureMode::Bitmap if facts.settled => CaptureMode::Normal,
+        CaptureMode::Bitmap => CaptureMode::Bitmap,
+        // The recorder paused by itself: a write found no room.
+        CaptureMode::Normal | CaptureMode::Throttled if !facts.capturing => CaptureMode::Bitmap,
+        CaptureMode::Normal | CaptureMode::Throttled if facts.fill >= PAUSE_AT => CaptureMode::Bitmap,
+        CaptureMode::Normal | CaptureMode::Throttled if facts.fill >= THROTTLE_AT => CaptureMode::Throttled,
+        CaptureMode::Normal | CaptureMode::Throttled => CaptureMode::Normal,
+    }
+}
+
 /// How full the log is, 0 to 1.
 fn fill(waiting: Waiting) -> f64 {
     match waiting.log {
         (_, 0) => 0.0,
         (used, ring) => used as f64 / ring as f64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_follow_from_the_log_and_end_by_themselves_but_for_the_lasting_ones() {
+        use CaptureMode::{Bitmap, Failed, Fenced, Normal, Starting, Throttled};
+        let well = Facts { fenced: false, sound: true, capturing: true, settled: true, fill: 0.0 };
+        let full = |fill| Facts { settled: false, fill, ..well };
+        let paused = Facts { capturing: false, settled: false, ..well };
+        let fault = Facts { sound: false, ..well };
+        let fenced = Facts { fenced: true, ..fault };
+        for (mode, facts, after) in [
+            (Starting, well, Starting),
+            (Normal, full(0.49), Normal),
+            (Normal, full(0.5), Throttled),
+            (Throttled, full(0.89), Throttled),
+            (Throttled, full(0.4), Normal),
+            (Throttled, full(0.9), Bitmap),
+            (Normal, full(0.95), Bitmap),
+            (Normal, paused, Bitmap),
+            (Bitmap, full(0.0), Bitmap),
+            (Bitmap, paused, Bitmap),
+            (Bitmap, Facts { capturing: false, ..well }, Normal),
+            (Fenced, well, Fenced),
+            (Failed, well, Failed),
+        ] {
+            assert_eq!(next(mode, facts), after, "{mode:?} with {facts:?}");
+        }
+        for mode in [Starting, Normal, Throttled, Bitmap, Fenced, Failed] {
+            assert_eq!((next(mode, fault), next(mode, fenced)), (Failed, Fenced), "{mode:?}");
+        }
     }
 }
