@@ -23,7 +23,7 @@ const WHAT: &str = "protection record";
 layout! { header magic::PROTECTION;
     /// First bytes of a protection record.
     pub(crate) struct ProtectionHeader: 128 {
-        /// Rows in the table of stamps; there are some only after a clean end.
+        /// Rows in the table of stamps: the disks that are protected.
         12 => stamp_count: u32,
         /// Domain.
         16 => domain: DomainId,
@@ -57,7 +57,8 @@ pub struct ProtectionRecord {
     pub own_generation: Generation,
     /// Boot of the host.
     pub boot: [u8; 16],
-    /// What the disks' files looked like at the last clean end; empty after any other.
+    /// What the files of the protected disks look like. A time of change of zero says that the disk is, or was at an
+    /// unclean end, open for writing: then only inode and length count.
     pub stamps: Vec<FileStamp>,
     /// VMs and disks that were protected.
     pub catalogue: Catalogue,

@@ -185,7 +185,7 @@ fn protection(record: &ProtectionRecord, report: &mut InspectReport) -> DecodeRe
     report.fact("sequence", record.sequence);
     report.show("relied_on", record.relied_on);
     report.show("own_generation", record.own_generation);
-    report.fact("clean_end", !record.stamps.is_empty());
+    report.fact("clean_end", record.stamps.iter().all(|stamp| stamp.changed != (0, 0)));
     report.fact("vms", record.catalogue.vms.len());
     for disk in &record.catalogue.disks {
         let label = record.catalogue.disk_label(disk.id);

@@ -252,7 +252,8 @@ mod tests {
     /// The next segment of the chain, of some 4 KiB.
     fn sealed(chain: &Chain, byte: u8) -> Sealed {
         let disk = IndexDisk { id: DiskId::from_bytes([2; 16]), vm: VmId::from_bytes([3; 16]), size: 1 << 20 };
-        let raw: Vec<u8> = (0..4096_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8 ^ byte).collect();
+        let mut raw = [0; 4096];
+        fastrand::Rng::with_seed(u64::from(byte)).fill(&mut raw);
         let mut builder = SegmentBuilder::new(Vec::new());
         builder.push_data(&disk, 0, &raw, None, &mut FrameEncoder::new(1).unwrap()).unwrap();
         let point = Point::new(Time::from_millis(u64::from(byte)), PointFlags::default(), []);

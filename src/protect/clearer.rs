@@ -47,7 +47,7 @@ impl Clearer {
     /// One round over all disks.
     async fn round(&self) -> Result<()> {
         let shipped = self.shipped.borrow().at;
-        self.remember(shipped, Vec::new()).await?;
+        self.remember(shipped, None).await?;
         for disk in self.members.disks() {
             let backing = Arc::clone(disk.backing());
             let sync = || async move { backing.sync_data().await.map_err(|e| Error::new(ErrorKind::Io, e.text)) };
@@ -61,22 +61,12 @@ impl Clearer {
     }
 
     /// What bits rely on from now on.
-    async fn remember(&self, shipped: SegmentRef, stamps: Vec<FileStamp>) -> Result<()> {
+    async fn remember(&self, shipped: SegmentRef, clean: Option<Vec<FileStamp>>) -> Result<()> {
         let memory = Arc::clone(&self.memory);
         let catalogue = self.members.catalogue();
         let (domain, generation) = (self.domain, self.generation);
         let storing = tokio::task::spawn_blocking(move || {
-            let mut memory = memory.blocking_lock();
-            let same = memory.record().is_some_and(|record| {
-                record.relied_on == shipped
-                    && record.own_generation == generation
-                    && record.stamps == stamps
-                    && record.catalogue == catalogue
-            });
-            match same {
-                true => Ok(()),
-                false => memory.store(domain, shipped, generation, stamps, catalogue),
-            }
+            memory.blocking_lock().store(domain, shipped, generation, clean, catalogue)
         });
         storing.await.map_err(|e| Error::with_source(ErrorKind::Internal, "store the protection record", e))?
     }
@@ -92,6 +82,6 @@ impl Clearer {
     /// The clean end: what the disks' files look like, after their last write.
     pub(crate) async fn stamp(&self, stamps: Vec<FileStamp>) -> Result<()> {
         let shipped = self.shipped.borrow().at;
-        self.remember(shipped, stamps).await
+        self.remember(shipped, Some(stamps)).await
     }
 }

@@ -11,11 +11,16 @@ use crate::format::{Catalogue, FileStamp, MAX_PROTECTION_LEN, ProtectionRecord, 
 use crate::ids::{DiskId, DomainId, Generation, Name, SegmentRef};
 use crate::store::Domain;
 
+/// Time of change in a stamp of a disk that is, or was at an unclean end, open for writing.
+const OPEN: (u64, u32) = (0, 0);
+
 /// See the module.
 pub(crate) struct SiteMemory {
     dir: PathBuf,
     slots: TwoSlot,
     record: Option<ProtectionRecord>,
+    /// What the files of the protected disks look like while they are open.
+    open: Vec<FileStamp>,
     boot: Option<[u8; 16]>,
     /// What the operator should know of how it was found.
     pub(crate) notes: Vec<String>,
@@ -50,7 +55,7 @@ impl SiteMemory {
                 None
             }
         };
-        Ok(SiteMemory { dir, slots, record, boot: boot(), notes, _lock: lock })
+        Ok(SiteMemory { dir, slots, record, open: Vec::new(), boot: boot(), notes, _lock: lock })
     }
 
     /// The domain's directory.
@@ -84,21 +89,57 @@ impl SiteMemory {
         there && (base == relied_on || (base.segment > relied_on.segment && next.is_some_and(own) && own(base)))
     }
 
-    /// Whether the file of a disk is as it was at the last clean end; `None` where the last end was another.
-    pub(crate) fn is_untouched(&self, disk: DiskId, now: &FileStamp) -> Option<bool> {
-        let record = self.record.as_ref().filter(|record| !record.stamps.is_empty())?;
-        Some(record.stamps.iter().any(|then| then.disk == disk && then == now))
+    /// Whether the file of a disk may be another one, or hold other bytes, than the last run left: it looks otherwise than
+    /// at a clean end, or after another end is not the same file. Writes to a device leave no trace, so that one is
+    /// trusted after no clean end.
+    pub(crate) fn is_changed(&self, disk: DiskId, now: &FileStamp, is_device: bool) -> bool {
+        let Some(record) = &self.record else { return true };
+        match record.stamps.iter().find(|then| then.disk == disk) {
+            None => true,
+            Some(then) if then.changed == OPEN => *then != FileStamp { changed: OPEN, ..*now },
+            Some(then) => is_device || then != now,
+        }
     }
 
-    /// Makes durable what clear bits rely on from now on; `stamps` only at a clean end.
+    /// Gives up the bitmaps of all disks but these: nobody notes what is written to a disk that is not protected.
+    pub(crate) fn forget_others(&self, disks: &[DiskId]) -> Result<()> {
+        let keep: Vec<PathBuf> = disks.iter().map(|disk| self.bitmap(*disk)).collect();
+        let context = || format!("read {}", self.dir.display());
+        for entry in std::fs::read_dir(&self.dir).io_context(context)? {
+            let path = entry.io_context(context)?.path();
+            if path.extension().is_some_and(|e| e == "intent") && !keep.contains(&path) {
+                std::fs::remove_file(&path).io_context(|| format!("remove {}", path.display()))?;
+            }
+        }
+        sync_dir(&self.dir)
+    }
+
+    /// The disks that are protected from now on, by what their files look like.
+    pub(crate) fn set_open(&mut self, stamps: Vec<FileStamp>) {
+        self.open = stamps.into_iter().map(|stamp| FileStamp { changed: OPEN, ..stamp }).collect();
+    }
+
+    /// Makes durable what clear bits rely on from now on; `clean` is what the disks' files look like at a clean end.
     pub(crate) fn store(
         &mut self,
         domain: DomainId,
         relied_on: SegmentRef,
         own_generation: Generation,
-        stamps: Vec<FileStamp>,
+        clean: Option<Vec<FileStamp>>,
         catalogue: Catalogue,
     ) -> Result<()> {
+        let stamps = clean.unwrap_or_else(|| self.open.clone());
+        let same = self.record.as_ref().is_some_and(|record| {
+            record.domain == domain
+                && record.relied_on == relied_on
+                && record.own_generation == own_generation
+                && record.stamps == stamps
+                && record.catalogue == catalogue
+                && Some(record.boot) == self.boot
+        });
+        if same {
+            return Ok(());
+        }
         let sequence = self.record.as_ref().map_or(0, |record| record.sequence) + 1;
         let boot = self.boot.unwrap_or_default();
         let record = ProtectionRecord { domain, sequence, relied_on, own_generation, boot, stamps, catalogue };
@@ -110,14 +151,11 @@ impl SiteMemory {
     /// The disks may be written to from now on: the last run's clean end is over.
     pub(crate) fn begin_changes(&mut self) -> Result<()> {
         match self.record.take() {
-            Some(old) if !old.stamps.is_empty() || Some(old.boot) != self.boot => {
+            Some(old) => {
                 self.record = Some(old.clone());
-                self.store(old.domain, old.relied_on, old.own_generation, Vec::new(), old.catalogue)
+                self.store(old.domain, old.relied_on, old.own_generation, None, old.catalogue)
             }
-            old => {
-                self.record = old;
-                Ok(())
-            }
+            None => Ok(()),
         }
     }
 }

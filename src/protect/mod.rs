@@ -7,7 +7,6 @@
 //!                                                                                                     |
 //!   bits cleared <- local sync <- ledger: map, manifests <- accepted by this writer itself <----------+
 //! ```
-
 //!
 //! | file | what it owns |
 //! |---|---|
@@ -20,12 +19,14 @@
 //! | `inherit` | what a dead generation left in the log |
 //! | `ledger` | the map of what was accepted, and manifests |
 //! | `syncer`, `clearer` | initial sync and resync; clearing of bits |
+//! | `control` | the socket by which a running protection is asked and steered |
 //! | `valve`, `health` | what is done when the store takes too little; what is wrong for good |
 
 mod arena;
 mod backlog;
 mod batch;
 mod clearer;
+mod control;
 mod coverage;
 mod disk;
 mod health;
@@ -44,6 +45,10 @@ mod status;
 mod syncer;
 mod valve;
 
+pub use control::{
+    CONTROL_VERSION, ControlClient, ControlLimits, ControlReply, ControlRequest, ControlServer, Controlled, DiskSpec,
+    control_path,
+};
 pub use disk::FencedPolicy;
 pub use protection::Protection;
 pub use report::{DiskStatus, ProtectReport, ProtectStatus, Requests, VmStatus};

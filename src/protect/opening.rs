@@ -139,7 +139,7 @@ impl Opener {
                 let changed = self.was_changed(memory, &backing, &index)?;
                 let health = Arc::clone(&self.health);
                 let disk = ProtectedDisk::new(export.clone(), index, backing, intent, share, health, self.policy);
-                if changed {
+                if changed && found != Found::New {
                     memory.notes.push(format!(
                         "the image of {export} was changed while it was not protected: all of it is compared"
                     ));
@@ -151,13 +151,10 @@ impl Opener {
         Ok(out)
     }
 
-    /// Whether somebody may have changed the image since the last clean end. Writes to a device leave no trace.
+    /// Whether the image may hold other bytes than the last run left.
     fn was_changed(&self, memory: &SiteMemory, backing: &BackingDisk, index: &IndexDisk) -> Result<bool> {
         let now = stamp(index.id, backing.image().path())?;
-        Ok(match memory.is_untouched(index.id, &now) {
-            Some(untouched) => !untouched || backing.image().is_block_device(),
-            None => false,
-        })
+        Ok(memory.is_changed(index.id, &now, backing.image().is_block_device()))
     }
 
     /// What the images of `disks` look like now.

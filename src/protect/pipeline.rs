@@ -203,6 +203,17 @@ impl Pipeline {
         })
     }
 
+    /// Ends it where it stands, as a kill would: what is not accepted stays marked in the bitmaps.
+    pub(crate) fn abandon(self) {
+        self.background.cancel();
+        self.recorder.close();
+        self.background_tasks.iter().for_each(JoinHandle::abort);
+        self.sealing.abort();
+        self.shipping.abort();
+        self.stop_ledger.cancel();
+        self.ledger.abort();
+    }
+
     /// Ends it. What was captured is shipped, for as long as `drain` and the storage site allow; then bits are cleared as
     /// far as what was shipped goes. Answers whether all was shipped. To be called when no guest writes any more.
     pub(crate) async fn stop(self, drain: Duration) -> Result<Stopped> {

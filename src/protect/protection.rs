@@ -111,11 +111,20 @@ impl Protection {
             return Err(Error::new(ErrorKind::Refused, format!("domain {}: {why}", self.request.domain)));
         }
         let opened = self.opener.open_disks(&mut memory, record.domain, &record.catalogue, &self.request.vms).await?;
+        self.members.replace(disks_of(&opened), record.catalogue);
+        self.note_open(&mut memory)?;
         memory.begin_changes()?;
         drop(memory);
-        self.members.replace(disks_of(&opened), record.catalogue);
         self.export(&opened)?;
         self.listen()
+    }
+
+    /// The members are open for writing from now on, and nothing speaks of other disks any more.
+    fn note_open(&self, memory: &mut SiteMemory) -> Result<()> {
+        let disks = self.members.disks();
+        memory.set_open(self.opener.stamps(&disks)?);
+        let ids: Vec<DiskId> = disks.iter().map(|disk| disk.index_disk().id).collect();
+        memory.forget_others(&ids)
     }
 
     fn export(&self, opened: &[OpenedDisk]) -> Result<()> {
@@ -166,7 +175,7 @@ impl Protection {
         let before = self.memory.lock().await.record().is_some();
         loop {
             match cancel.or_stop(self.try_claim()).await {
-                Ok(()) => return Ok(()),
+                Ok(claimed) => return claimed,
                 Err(error) if error.kind() == ErrorKind::Unreachable && before => {
                     self.health.store_fails(&error);
                     waiting(&error);
@@ -182,7 +191,8 @@ impl Protection {
         }
     }
 
-    async fn try_claim(&mut self) -> Result<()> {
+    /// The outer error is about who may write, the inner one about what came after that.
+    async fn try_claim(&mut self) -> Result<Result<()>> {
         let take_ownership = self.request.take_ownership.then_some(BaseChoice::NewestPoint);
         let options = StartOptions { take_ownership, ..StartOptions::default() };
         let (site, request) = (&self.site, &self.request);
@@ -195,7 +205,8 @@ impl Protection {
                 if let Err(end) = writer.finish().await {
                     tracing::warn!("the end of this run could not be told to other writers: {end}");
                 }
-                return Err(error);
+                // The store may have gone away meanwhile; what is wrong here stays wrong.
+                return if error.kind() == ErrorKind::Unreachable { Err(error) } else { Ok(Err(error)) };
             }
         };
         let foundation = Foundation {
@@ -208,8 +219,11 @@ impl Protection {
             memory: Arc::clone(&self.memory),
             division: divide(self.request.memory),
         };
-        self.pipeline = Some(Pipeline::start(foundation, &self.request)?);
-        self.start_capture().await
+        match Pipeline::start(foundation, &self.request) {
+            Ok(pipeline) => self.pipeline = Some(pipeline),
+            Err(error) => return Ok(Err(error)),
+        }
+        Ok(self.start_capture().await)
     }
 
     async fn foundation(&mut self, writer: &DomainWriter) -> Result<(PointMap, Option<Catalogue>, ReplicationLog)> {
@@ -243,9 +257,12 @@ impl Protection {
         } else {
             self.members.replace(early, roster.catalogue.clone());
         }
-        if !speaks && memory.record().is_some() {
-            let why = "the domain's chain is not the one that was written from here: all disks are compared with it";
-            self.notes.push(why.to_owned());
+        if !speaks {
+            if memory.record().is_some() {
+                let why =
+                    "the domain's chain is not the one that was written from here: all disks are compared with it";
+                self.notes.push(why.to_owned());
+            }
             for disk in self.members.disks() {
                 disk.doubt_all().await?;
             }
@@ -255,7 +272,8 @@ impl Protection {
         let recoverable: HashSet<VmId> = recoverable.flat_map(|point| point.vms.iter().copied()).collect();
         let disks = self.members.disks();
         disks.iter().filter(|d| recoverable.contains(&d.index_disk().vm)).for_each(|d| d.note_synced());
-        memory.store(domain.id(), base, writer.generation(), Vec::new(), roster.catalogue.clone())?;
+        self.note_open(&mut memory)?;
+        memory.store(domain.id(), base, writer.generation(), None, roster.catalogue.clone())?;
         self.notes.append(&mut memory.notes);
         Ok((map, roster.changed.then_some(roster.catalogue), log))
     }
@@ -370,6 +388,7 @@ impl Protection {
             disks.push(Arc::clone(&one.disk));
         }
         self.members.replace(disks, catalogue);
+        self.note_open(&mut *self.memory.lock().await)?;
         self.export(&opened)?;
         self.request.vms = all;
         pipeline.recorder.cut_now();
@@ -410,13 +429,9 @@ impl Protection {
             }
         }
         self.request.vms.retain(|v| !v.disks.is_empty());
-        let bitmap = self.memory.lock().await.bitmap(id);
         drop(gone);
-        // Without it nothing speaks of a disk that is not protected; if it stays, its identity keeps it from others.
-        if let Err(error) = std::fs::remove_file(&bitmap) {
-            tracing::warn!("remove {}: {error}", bitmap.display());
-        }
-        Ok(())
+        let mut memory = self.memory.lock().await;
+        self.note_open(&mut memory)
     }
 
     /// Ends it: clients are shut out, what was captured is shipped as long as that takes and `drain` allows, the last
@@ -473,6 +488,9 @@ impl Protection {
 
 impl Drop for Protection {
     fn drop(&mut self) {
+        if let Some(pipeline) = self.pipeline.take() {
+            pipeline.abandon();
+        }
         // A disk knows its recorder, which knows all disks: without this none would ever be closed.
         self.members.replace(Vec::new(), Catalogue::default());
     }

@@ -93,6 +93,55 @@ async fn after_a_clean_end_nothing_is_read_back_and_after_a_change_from_outside_
     assert!(report.stored < MIB, "all was compared, and only the change shipped: {report:#?}");
 }
 
+/// Bits that are clear speak of one chain, one file, and the time that somebody watched the disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_elsewhere_or_unwatched_is_compared_in_whole() {
+    let world = World::new(&[("web", "root"), ("db", "data")]).await;
+    for (vm, disk) in [("web", "root"), ("db", "data")] {
+        world.make(vm, disk, 16 * MIB, &[(0, 8 * MIB)]);
+    }
+    let protection = start(&world, request(&world)).await;
+    until_recoverable(&protection).await;
+    stop_and_compare(&world, protection).await;
+
+    // Another chain: somebody replicated other content under the same names.
+    let images = world.images();
+    let mut other = world.replicate_request();
+    for (vm, image) in other.vms.iter_mut().zip(&images) {
+        vm.disks[0].path = image.clone();
+        let file = std::fs::File::options().write(true).open(image).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &noise(77, MIB), 2 * MIB).unwrap();
+    }
+    freshet::capture::replicate(&world.site, other, Arc::new(Progress::new()), Cancel::new()).await.unwrap();
+    let protection = start(&world, request(&world)).await;
+    assert!(protection.notes().iter().any(|note| note.contains("not the one")), "{:?}", protection.notes());
+    until_recoverable(&protection).await;
+    stop_and_compare(&world, protection).await;
+
+    // Another file at an unclean end.
+    let protection = start(&world, request(&world)).await;
+    until_recoverable(&protection).await;
+    drop(protection);
+    let path = world.image("web", "root");
+    std::fs::rename(&path, path.with_extension("old")).unwrap();
+    std::fs::copy(path.with_extension("old"), &path).unwrap();
+    world.change("web", "root", 5 * MIB, 4096, 9);
+    let protection = start_late(&world, request(&world)).await;
+    until_recoverable(&protection).await;
+    stop_and_compare(&world, protection).await;
+
+    // A VM that was left out of a run.
+    let mut without = request(&world);
+    without.vms.pop();
+    let protection = start(&world, without).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(protection.stop().await.unwrap().all_shipped);
+    world.change("db", "data", 6 * MIB, 4096, 10);
+    let protection = start(&world, request(&world)).await;
+    until_recoverable(&protection).await;
+    stop_and_compare(&world, protection).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_point_is_cut_when_asked_and_disks_join_and_leave() {
     let world = World::new(&[("web", "root"), ("web", "data"), ("db", "root")]).await;

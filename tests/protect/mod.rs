@@ -50,6 +50,22 @@ pub(crate) async fn start(world: &World, request: ProtectRequest) -> Protection 
     protection
 }
 
+/// As [`start`], once a protection that was dropped has let go of everything.
+pub(crate) async fn start_late(world: &World, request: ProtectRequest) -> Protection {
+    let began = Instant::now();
+    loop {
+        let failed = match Protection::open(world.site.clone(), request.clone()).await {
+            Err(error) => error.to_string(),
+            Ok(mut protection) => match protection.claim(&Cancel::new(), |_| ()).await {
+                Ok(()) if protection.is_claimed() => return protection,
+                other => format!("{other:?}, {:?}", protection.status().await.problems),
+            },
+        };
+        assert!(began.elapsed() < PATIENCE, "{failed}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// Waits until the status is as it must be.
 pub(crate) async fn until(protection: &Protection, what: &str, is: impl Fn(&ProtectStatus) -> bool) -> ProtectStatus {
     let began = Instant::now();

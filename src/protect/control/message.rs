@@ -168,7 +168,7 @@ fn source(vm: &str, specs: Vec<DiskSpec>) -> Result<VmSource> {
         if disks.iter().any(|d| d.name == disk) {
             return Err(Error::new(ErrorKind::Invalid, format!("disk {disk} of VM {name} is named twice")));
         }
-        disks.push(DiskSource { name: disk, path: spec.path });
+        disks.push(DiskSource { name: disk, path: spec.path, size: None });
     }
     Ok(VmSource { name, disks, definition: None })
 }
