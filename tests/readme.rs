@@ -137,8 +137,9 @@ fn help(subcommand: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-const SUBCOMMANDS: [&[&str]; 9] = [
+const SUBCOMMANDS: [&[&str]; 10] = [
     &["replicate"],
+    &["protect"],
     &["scan"],
     &["points"],
     &["rehydrate"],
@@ -182,6 +183,8 @@ fn flags_that_the_pages_name_are_known() {
         "docs/byte-flow.md",
         "docs/performance.md",
         "docs/nbd.md",
+        "docs/protection.md",
+        "docs/control.md",
     ];
     let mut seen = 0;
     for path in pages {

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ const STEP: f64 = 0.01;
 pub(crate) struct Follower {
     child: Child,
     reader: JoinHandle<Vec<(Instant, f64)>>,
+    young: Receiver<()>,
 }
 
 /// Ages in seconds.
@@ -35,17 +37,27 @@ impl Follower {
         command.arg("--datastore").arg(dir).args(["--log-size", "1GiB"]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let out = BufReader::new(child.stdout.take().ok_or("no output")?);
+        let (caught_up, young) = std::sync::mpsc::channel();
         let reader = std::thread::spawn(move || {
             let mut seen = Vec::new();
             for line in out.lines().map_while(Result::ok) {
                 let Ok(event) = serde_json::from_str::<Value>(&line) else { continue };
                 if let Some(lag) = event["landed"]["lag_ms"].as_f64() {
                     seen.push((Instant::now(), lag / 1e3));
+                    if lag < 3000.0 {
+                        // Nobody listens any more after the first one.
+                        let _ = caught_up.send(());
+                    }
                 }
             }
             seen
         });
-        Ok(Follower { child, reader })
+        Ok(Follower { child, reader, young })
+    }
+
+    /// Waits until it has landed a point that is younger than 3 s.
+    pub(crate) fn until_caught_up(&mut self) -> Outcome<()> {
+        Ok(self.young.recv_timeout(Duration::from_secs(120))?)
     }
 
     /// Ends it, and tells the ages between `from` and now: each point grows older until the next one has landed.

@@ -40,6 +40,9 @@ struct Arguments {
     /// Directory for everything.
     #[arg(long, default_value = concat!(env!("CARGO_TARGET_TMPDIR"), "/protect"))]
     dir: PathBuf,
+    /// Directory of the storage site of the latencies: in memory, so that guests have the disk for themselves.
+    #[arg(long, default_value = "/dev/shm")]
+    store: PathBuf,
     /// Seconds of each run.
     #[arg(long, default_value_t = 20)]
     seconds: u64,

@@ -1,5 +1,6 @@
 //! What is measured, one table each.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -30,12 +31,25 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// A storage site that goes with this.
+struct Site(PathBuf);
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 /// Latency at a fixed rate, beside the peers; then first touch, age and cost of ours.
 pub(crate) fn latency(arguments: &Arguments) -> Outcome<()> {
     let dir = &arguments.dir;
     let image = dir.join("image.raw");
     make_image(&image)?;
-    let store = format!("file://{}", empty(dir, "site")?.display());
+    // A storage site is elsewhere: here it must not share the disk with the guests.
+    let site = arguments.store.join(format!("freshet-bench-{}", std::process::id()));
+    std::fs::create_dir_all(&site)?;
+    let site = Site(site);
+    let store = format!("file://{}", site.0.display());
     let kinds = Kind::here();
     let mut runs: Vec<Vec<Latency>> = vec![Vec::new(); kinds.len()];
     let (mut ages, mut cpu, mut first) = (Vec::<Ages>::new(), Vec::new(), Vec::<Latency>::new());
@@ -53,13 +67,16 @@ pub(crate) fn latency(arguments: &Arguments) -> Outcome<()> {
             std::thread::sleep(Duration::from_secs(if round == 0 { 15 } else { 2 }));
             first.push(random_writes(&server.uri, Some(RATE), 2)?);
             fill(&server.uri)?;
-            let follower = Follower::start(&store, &empty(dir, "datastore")?)?;
-            // The follower has the base by then, and follows.
-            std::thread::sleep(Duration::from_secs(10));
+            std::thread::sleep(Duration::from_secs(5));
             let (before, began) = (server.cpu()?, Instant::now());
             let latency = random_writes(&server.uri, Some(RATE), arguments.seconds)?;
             cpu.push((server.cpu()? - before) * 1e3 / (latency.rate * began.elapsed().as_secs_f64()));
             runs.push(latency);
+            // Once more with the other site on the same machine and disk, for its ages only.
+            let mut follower = Follower::start(&store, &empty(dir, "datastore")?)?;
+            follower.until_caught_up()?;
+            let began = Instant::now();
+            random_writes(&server.uri, Some(RATE), arguments.seconds)?;
             ages.push(follower.ages(began + Duration::from_secs(1))?);
             report = server.stop()?;
         }
