@@ -4,7 +4,7 @@
 //!
 //! The client is fio with its nbd engine over a Unix socket. Each round runs every server once in each case, in turn,
 //! on an image full of random bytes; tables show medians over the rounds, and the median of the ratios within a round
-//! to the better of the peers. It measures and asserts nothing; the bars and figures are in `docs/performance.md`.
+//! to the better of the peers. It measures and asserts nothing; figures are in `docs/nbd.md`.
 #![allow(clippy::print_stdout, reason = "the tables are what it is for")]
 
 mod servers;
@@ -17,6 +17,9 @@ use std::process::Command;
 
 use clap::{Parser, ValueEnum};
 use servers::{Kind, Running};
+
+/// Seconds of a run before it counts.
+const RAMP: u64 = 1;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -135,7 +138,7 @@ fn measure(arguments: &Arguments, image: &Path, kinds: &[Kind], cache: Cache, ca
             settle(image, cache, case)?;
             let server = Running::start(kinds[which], image, &arguments.dir, cache == Cache::Direct)?;
             let mut run = fio(arguments, case, &server)?;
-            run.cpu = server.stop()? / arguments.seconds as f64;
+            run.cpu = server.stop()? / (arguments.seconds + RAMP) as f64;
             figures[which].push(run);
         }
     }
@@ -180,9 +183,12 @@ fn settle(image: &Path, cache: Cache, case: Case) -> Outcome<()> {
 
 fn fio(arguments: &Arguments, case: Case, server: &Running) -> Outcome<Figures> {
     let mut command = Command::new("fio");
-    command.args(["--name=run", "--ioengine=nbd", "--time_based", "--ramp_time=1", "--output-format=json"]);
+    command.args(["--name=run", "--ioengine=nbd", "--time_based", "--output-format=json"]);
     command.arg(format!("--uri={}", server.uri())).args(case.fio());
-    command.arg(format!("--runtime={}", arguments.seconds)).arg(format!("--size={}m", arguments.mib));
+    command
+        .arg(format!("--ramp_time={RAMP}"))
+        .arg(format!("--runtime={}", arguments.seconds))
+        .arg(format!("--size={}m", arguments.mib));
     let out = command.arg(format!("--aux-path={}", arguments.dir.display())).output()?;
     if !out.status.success() {
         return Err(format!("fio: {}", String::from_utf8_lossy(&out.stderr)).into());

@@ -69,7 +69,6 @@ pub struct BackingDisk {
     cached: File,
     image: Image,
     cache: CacheMode,
-    description: String,
     failed: OnceLock<String>,
     syncs: SyncGroup,
     /// A buffer of zeros, for what cannot be zeroed in any better way.
@@ -99,14 +98,12 @@ impl BackingDisk {
             (CacheMode::Direct, Some(why)) => tracing::warn!("disk image {shown} is not served directly: {why}"),
             _ => {}
         }
-        let description = format!("{} of {}", if image.is_read_only() { "reading" } else { "disk" }, shown);
         Ok(Arc::new(BackingDisk {
             engine,
             file,
             cached,
             image,
             cache,
-            description: description.chars().take(1024).collect(),
             failed: OnceLock::new(),
             syncs: SyncGroup::default(),
             zeros: Mutex::new(None),
@@ -397,7 +394,11 @@ impl std::fmt::Debug for BackingDisk {
 impl Export for BackingDisk {
     fn info(&self) -> ExportInfo {
         ExportInfo {
-            description: self.description.clone(),
+            // No path: clients need not know how this machine is laid out.
+            description: match self.cache {
+                CacheMode::Direct => "disk image, past the page cache".to_owned(),
+                CacheMode::WriteBack => "disk image, through the page cache".to_owned(),
+            },
             read_only: self.image.is_read_only(),
             ..ExportInfo::new(self.size())
         }

@@ -125,6 +125,7 @@ pub(super) struct Connection<S> {
     stopping: Option<BoxFuture<'static, ()>>,
     refusing: bool,
     fate: Option<Fate>,
+    /// Nothing can be sent any more.
     broken: bool,
     stall: Pin<Box<Sleep>>,
     stalled: (u64, u32),
@@ -313,7 +314,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn run_command(&mut self, header: &Header, command: Command) {
         let (offset, len) = (header.offset, u64::from(header.len));
-        let export = Arc::clone(self.entry.export());
+        let export = self.entry.in_use();
         let (kind, call) = match command {
             Command::Read { whole } => return self.begin_pieces(header, Some(whole), false),
             Command::Write { fua } => return self.begin_pieces(header, None, fua),
@@ -385,7 +386,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         let Some((payload, _)) = pieces.filling.take() else { return Poll::Pending };
         let (request, offset) = (pieces.request, pieces.offset);
-        let export = Arc::clone(self.entry.export());
+        let export = self.entry.in_use();
         pieces.offset += payload.len() as u64;
         pieces.left -= payload.len();
         self.requests.get(request).more = pieces.left > 0;
@@ -470,7 +471,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let active = self.requests.get(request);
         if active.kind == (Kind::Write { flush: true }) && active.error.is_none() && !active.abandoned {
             active.kind = Kind::Other;
-            let call = Call::Change(Arc::clone(self.entry.export()).flush());
+            let call = Call::Change(self.entry.in_use().flush());
             return self.start(Op { request, offset: 0, call });
         }
         let active = self.requests.remove(request);
@@ -510,9 +511,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         let before = self.outgoing.total();
         if let Poll::Ready(Err(error)) = self.outgoing.poll_flush(cx, &mut self.stream) {
+            // What the client had sent before it left is still carried out, without an answer.
             self.broken = true;
             self.outgoing.clear();
-            self.close(Some(Fate::Broken(error)));
+            self.fate = Some(Fate::Broken(error));
             return true;
         }
         self.outgoing.total() != before

@@ -1,7 +1,8 @@
 //! The exports of a server by name, which come and go while it runs.
 //!
-//! Owns the names and, for each export, how many requests are in flight. Invariant: once a removal has begun no
-//! further request begins; the removal ends when none is in flight.
+//! Owns the names and, for each export, how many requests are in flight. Invariants: once a removal has begun no
+//! further request begins; the removal ends when none is in flight, and from then on nothing here holds the export,
+//! whatever clients stay connected.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::Notify;
 
-use super::export::Export;
+use super::export::{Export, ExportInfo};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest name of an export in bytes: the protocol's longest string.
@@ -46,7 +47,12 @@ impl Exports {
         if by_name.contains_key(name) {
             return Err(Error::new(ErrorKind::Refused, format!("export {name:?}: there is one of that name")));
         }
-        let entry = Entry { name: name.to_owned(), export, state: AtomicUsize::new(0), idle: Notify::new() };
+        let entry = Entry {
+            name: name.to_owned(),
+            export: RwLock::new(Some(export)),
+            state: AtomicUsize::new(0),
+            idle: Notify::new(),
+        };
         by_name.insert(name.to_owned(), Arc::new(entry));
         Ok(())
     }
@@ -60,7 +66,8 @@ impl Exports {
         let entry = self.by_name.write().unwrap_or_else(PoisonError::into_inner).remove(name);
         let entry = entry.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("export {name:?}: there is none")))?;
         entry.close().await;
-        Ok(Arc::clone(&entry.export))
+        let export = entry.export.write().unwrap_or_else(PoisonError::into_inner).take();
+        export.ok_or_else(|| Error::new(ErrorKind::Internal, format!("export {name:?}: was removed twice")))
     }
 
     /// Names in order.
@@ -92,7 +99,8 @@ impl fmt::Debug for Exports {
 /// One export, and the count of its requests.
 pub(super) struct Entry {
     name: String,
-    export: Arc<dyn Export>,
+    /// There until it is removed.
+    export: RwLock<Option<Arc<dyn Export>>>,
     state: AtomicUsize,
     idle: Notify,
 }
@@ -102,8 +110,15 @@ impl Entry {
         &self.name
     }
 
-    pub(super) fn export(&self) -> &Arc<dyn Export> {
-        &self.export
+    /// What clients are told of it; `None` once it is removed.
+    pub(super) fn info(&self) -> Option<ExportInfo> {
+        self.export.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(|export| export.info())
+    }
+
+    /// The export, for a request that has begun and not ended.
+    pub(super) fn in_use(&self) -> Arc<dyn Export> {
+        let export = self.export.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(export.as_ref().expect("a removal waits for every request that has begun"))
     }
 
     /// Begins a request, to be ended by [`Entry::leave`]; `false` when the export is being removed.
@@ -148,7 +163,7 @@ impl fmt::Debug for Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nbd::{Answer, BlockStatus, ExportInfo, Payload, ZeroMode};
+    use crate::nbd::{Answer, BlockStatus, Payload, ZeroMode};
     use futures::FutureExt;
 
     struct Nothing;

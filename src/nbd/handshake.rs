@@ -7,10 +7,12 @@
 //! required nothing but `STARTTLS` and `ABORT` is answered before it; `STARTTLS` forgets all that was agreed before.
 
 use std::io;
+use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::connection::Session;
+use super::buffers::Buffers;
+use super::connection::{Fate, Session};
 use super::export::ExportInfo;
 use super::exports::{Entry, Exports};
 use super::options::{self, MAX_OPTION, MAX_SKIPPED};
@@ -21,8 +23,6 @@ use super::proto::{
 use super::request::{Agreed, transmission_flags};
 use super::stream::Stream;
 use super::tls::Tls;
-use super::{Buffers, connection::Fate};
-use std::sync::Arc;
 
 /// Options of one handshake; more is no negotiation.
 const MAX_OPTIONS: usize = 1000;
@@ -189,10 +189,9 @@ impl Handshake<'_> {
 
     async fn export_name(&mut self, data: &[u8]) -> Step<Next> {
         let name = options::export_name(data).map_err(breach)?;
-        let Some(entry) = self.offer.exports.find(name) else {
+        let Some((entry, info)) = self.find(name) else {
             return Err(breach(format!("export {name:?} asked for, which there is not")));
         };
-        let info = entry.export().info();
         let mut reply = Vec::with_capacity(134);
         reply.extend_from_slice(&info.size.to_be_bytes());
         reply.extend_from_slice(&transmission_flags(&info, self.structured).to_be_bytes());
@@ -213,7 +212,7 @@ impl Handshake<'_> {
         let mut out = Vec::new();
         for entry in self.offer.exports.all() {
             let name = entry.name().as_bytes();
-            let info = entry.export().info();
+            let Some(info) = entry.info() else { continue };
             let description = short(&info.description).as_bytes();
             let len = (name.len() as u32).to_be_bytes();
             option_reply(&mut out, option::LIST, Rep::Server, &[&len, name, description]);
@@ -228,10 +227,9 @@ impl Handshake<'_> {
             Ok(request) => request,
             Err(why) => return self.refuse(code, Rep::ErrInvalid, why).await,
         };
-        let Some(entry) = self.offer.exports.find(request.name) else {
+        let Some((entry, info)) = self.find(request.name) else {
             return self.refuse(code, Rep::ErrUnknown, "there is no such export").await;
         };
-        let info = entry.export().info();
         let mut out = Vec::new();
         let mut tell = |kind: u16, data: &[&[u8]]| {
             let mut parts: Vec<&[u8]> = Vec::with_capacity(4);
@@ -297,6 +295,12 @@ impl Handshake<'_> {
             self.allocation = Some(entry.name().to_owned());
         }
         Ok(Next::Option)
+    }
+
+    fn find(&self, name: &str) -> Option<(Arc<Entry>, ExportInfo)> {
+        let entry = self.offer.exports.find(name)?;
+        let info = entry.info()?;
+        Some((entry, info))
     }
 
     /// What is taken into the transmission phase; `None` when there are as many connections as there may be.

@@ -144,3 +144,25 @@ fn a_client_that_leaves_has_its_writes_done_whole_or_not_at_all() {
         rig.stop();
     }
 }
+
+#[test]
+fn writes_of_a_client_that_takes_no_answers_any_more_are_still_done() {
+    let rig = Rig::plain();
+    let freshet::nbd::Address::Unix(path) = &rig.unix else { panic!("a Unix socket") };
+    let socket = std::os::unix::net::UnixStream::connect(path).unwrap();
+    let handle = socket.try_clone().unwrap();
+    let mut deaf = Client::greet_on(Box::new(socket), 3).unwrap();
+    deaf.go("disk");
+    handle.shutdown(std::net::Shutdown::Read).unwrap();
+    let mut other = Client::open(&rig.tcp, "disk");
+    let end = Instant::now() + Duration::from_secs(60);
+    for n in 0..5_u64 {
+        // One after the other: the answer to the one before has failed by then.
+        deaf.send(WRITE, 0, n * 4096, 4096, &[n as u8 + 1; 4096]);
+        while other.read(n * 4096, 4096).unwrap() != [n as u8 + 1; 4096] {
+            assert!(Instant::now() < end, "write {n} was not done");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    rig.stop();
+}

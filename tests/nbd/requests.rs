@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::client::*;
-use super::rig::{Healthy, MIB, Rig, scratch};
+use super::rig::{Healthy, MIB, Rig};
 use freshet::datastore::EngineKind;
 use freshet::nbd::{
     Answer, BackingDisk, BlockStatus, CacheMode, Errno, Export, ExportError, ExportInfo, Image, ImageOptions, Payload,
@@ -302,7 +302,7 @@ fn requests_are_answered_out_of_order_and_no_more_than_allowed_are_taken() {
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
     rig.exports.add("slow", Arc::new(Trouble { bad: u64::MAX, gate: Some(gate.clone()), min_block: 1 })).unwrap();
     let mut client = Client::open(&rig.unix, "slow");
-    let first = client.send(READ, 0, 0, 512, &[]);
+    client.send(READ, 0, 0, 512, &[]);
     let flush = client.send(FLUSH, 0, 0, 0, &[]);
     assert_eq!(client.chunk(0).unwrap().cookie, flush, "the flush overtakes the read that waits");
     for _ in 0..3 {
@@ -317,7 +317,6 @@ fn requests_are_answered_out_of_order_and_no_more_than_allowed_are_taken() {
     let mut rest: Vec<u64> = (0..3).map(|_| client.chunk(0).unwrap().cookie).collect();
     rest.sort_unstable();
     assert_eq!(rest.len(), 3);
-    let _ = first;
     rig.stop();
 }
 
@@ -338,5 +337,4 @@ fn a_flush_on_one_connection_covers_writes_of_another() {
     file.read_exact_at(&mut bytes, 0).unwrap();
     assert!(bytes[..4096] == [8; 4096] && bytes[4096..] == [9; 4096]);
     rig.stop();
-    drop(scratch());
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::client::*;
 use super::rig::{Healthy, MIB, Rig};
 use freshet::nbd::{
-    Address, Answer, BlockStatus, CacheMode, Export, ExportInfo, Farewell, Payload, ServerOptions, ZeroMode,
+    Address, Answer, BlockStatus, CacheMode, Export, ExportInfo, Farewell, Image, ImageOptions, Payload, ServerOptions,
+    ZeroMode,
 };
 use tokio::sync::Semaphore;
 
@@ -127,5 +128,17 @@ fn an_export_that_goes_finishes_its_requests_and_refuses_further_ones() {
     runtime.block_on(removed).unwrap().unwrap();
     assert_eq!(client.ask(FLUSH, 0, 0, 0, &[]), ESHUTDOWN);
     healthy.finish();
+    rig.stop();
+}
+
+#[test]
+fn an_export_that_is_gone_holds_its_image_no_longer_although_clients_stay() {
+    let rig = Rig::plain();
+    let mut client = Client::open(&rig.unix, "disk");
+    assert_eq!(client.write(0, &[5; 512]), 0);
+    drop(runtime().block_on(rig.exports.remove("disk")).unwrap());
+    let again = Image::open(&rig.image(), ImageOptions::default()).unwrap();
+    assert_eq!(client.ask(READ, 0, 0, 512, &[]), ESHUTDOWN);
+    drop(again);
     rig.stop();
 }
