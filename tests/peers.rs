@@ -1,6 +1,7 @@
 //! Says which programs of others are here, so that a plain `cargo test` shows how many interop tests it left out.
 
 use std::io::Write as _;
+use std::path::Path;
 
 #[test]
 fn missing_peers_are_said_and_counted() {
@@ -19,6 +20,12 @@ fn missing_peers_are_said_and_counted() {
         ("nbdinfo", on_path("nbdinfo")),
         ("nbdcopy", on_path("nbdcopy")),
         ("fio", on_path("fio")),
+        ("nbdfuse", on_path("nbdfuse")),
+        ("sqlite3", on_path("sqlite3")),
+        ("PostgreSQL", on_path("psql") && Path::new("/usr/lib/postgresql").is_dir()),
+        ("qemu-system-x86_64", on_path("qemu-system-x86_64")),
+        ("busybox", on_path("busybox")),
+        ("a kernel for guests", std::env::var_os("FRESHET_GUEST_DIR").is_some()),
         ("azurite", azurite),
     ];
     let missing: Vec<&str> = peers.iter().filter(|(_, here)| !here).map(|(name, _)| *name).collect();

@@ -1,9 +1,12 @@
 //! One file for each group of cases; what they share is here.
 
 mod capture;
+mod databases;
 mod faults;
+mod guest;
 mod kills;
 mod order;
+mod outside;
 
 use std::path::PathBuf;
 use std::sync::Arc;

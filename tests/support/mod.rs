@@ -9,6 +9,7 @@
 use std::io::Write as _;
 
 pub(crate) mod contract;
+pub(crate) mod guest;
 pub(crate) mod kills;
 pub(crate) mod mounts;
 pub(crate) mod naive_s3;

@@ -161,18 +161,20 @@ fn describe(dir: &Path, text: &mut Vec<u8>) {
     text.extend_from_slice(b"$\n");
 }
 
-fn find(program: &str) -> Option<PathBuf> {
+/// Where a program is.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let dirs = std::env::var_os("PATH").unwrap_or_default();
     let dirs: Vec<PathBuf> = std::env::split_paths(&dirs).chain(["/usr/sbin".into(), "/sbin".into()]).collect();
     dirs.into_iter().map(|d| d.join(program)).find(|p| p.is_file())
 }
 
-fn tool(program: &str) -> Command {
+/// A program that must be there.
+pub(crate) fn tool(program: &str) -> Command {
     Command::new(find(program).unwrap_or_else(|| panic!("no {program} here")))
 }
 
 /// Runs it to its end; shows what it says where it fails.
-fn run(command: &mut Command) {
+pub(crate) fn run(command: &mut Command) {
     let out = command.stdin(Stdio::null()).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(out.status.success(), "{command:?}: {}\n{}{}", out.status, text(&out.stdout), text(&out.stderr));
