@@ -253,7 +253,7 @@ impl ProtectedDisk {
     }
 
     /// The chain lacks a change. First the doubt, then the mark: who sees the region unsynced knows from when on.
-    fn missed(&self, mark: WriteMark) {
+    pub(crate) fn missed(&self, mark: WriteMark) {
         if let Some(flow) = self.flow.get() {
             self.doubt.fetch_max(flow.recorder.newest().get(), Relaxed);
         }

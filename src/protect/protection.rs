@@ -516,3 +516,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|e| Error::with_source(ErrorKind::Internal, "a step of the protection panicked", e))?
 }
+
+#[cfg(test)]
+#[path = "protection_tests.rs"]
+mod tests;
