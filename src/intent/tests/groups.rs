@@ -196,3 +196,28 @@ async fn ranges_are_checked_and_short_last_regions_counted() {
     intent.synced(99, SegmentNo::new(1));
     assert_eq!(intent.begin_write(0..size).await.unwrap().regions(), 0..4);
 }
+
+#[tokio::test]
+async fn nothing_is_cleared_of_what_was_touched_or_not_synced_while_the_disk_was_synced() {
+    let dir = tempfile::tempdir().unwrap();
+    let identity = IntentIdentity { domain: DOMAIN, disk: DISK, size: 4 << 20 };
+    let options = IntentOptions { quiet_calls: 0, ..IntentOptions::default() };
+    let (intent, _) = Intent::open(&dir.path().join("x"), &identity, &options).unwrap();
+    let one = SegmentNo::new(1);
+    (0..4).for_each(|region| intent.synced(region, one));
+    // Begun and ended meanwhile, and captured in a segment that counts as accepted: the sync need not have seen it.
+    let sync = || async {
+        intent.begin_write(region(2)).await?.captured(one);
+        Ok(())
+    };
+    assert_eq!(intent.clear_accepted(one, sync).await.unwrap(), 3);
+    assert!(intent.is_set(2));
+    // Another sync of the disk fails meanwhile, and this one is told that all is well.
+    let sync = || {
+        intent.disk_sync_failed("of somebody else");
+        std::future::ready(Ok(()))
+    };
+    let error = intent.clear_accepted(one, sync).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Io && error.to_string().contains("of somebody else"), "{error}");
+    assert!(intent.is_set(2));
+}
