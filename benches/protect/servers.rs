@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::Outcome;
-use crate::process::is_here;
+use crate::process::{is_here, run};
 
 /// Bytes of the disk.
 pub(crate) const SIZE: u64 = 2 << 30;
@@ -131,6 +131,13 @@ impl Server {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The status of ours, whose state is below `dir`.
+    pub(crate) fn status(&self, dir: &Path) -> Outcome<Value> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_freshet"));
+        command.args(["--json", "protect", "--domain", "bench", "--status", "--log-store"]).arg(dir.join("state"));
+        run(&mut command)?.json()
     }
 
     /// User and system seconds so far.

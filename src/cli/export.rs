@@ -1,6 +1,5 @@
 //! `freshet export`: disks served over NBD as they are, without protection, until a signal ends it.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +9,13 @@ use serde_json::{Value, json};
 use super::context::Context;
 use super::report::Report;
 use super::served_disks::{ServedDisk, parse_served_disk};
+use super::tls_args::TlsArgs;
 use super::units::{bytes, parse_size};
 use super::values::Engine;
 use crate::datastore::DiskEngine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::{
-    BackingDisk, Buffers, CacheMode, Exports, Image, ImageOptions, Listen, Server, ServerOptions, Tls, TlsIdentity,
-    start_engine,
+    BackingDisk, Buffers, CacheMode, Exports, Image, ImageOptions, Listen, Server, ServerOptions, start_engine,
 };
 
 /// How long requests in flight may take once the program is asked to stop.
@@ -44,18 +43,8 @@ pub(super) struct Export {
     /// Refuse all changes; several servers may serve an image so
     #[arg(long)]
     read_only: bool,
-    /// PEM file with the server's certificate; clients must use TLS then
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
-    tls_cert: Option<PathBuf>,
-    /// PEM file with the key of that certificate
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
-    tls_key: Option<PathBuf>,
-    /// PEM file with the roots of which clients must show a certificate
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
-    tls_ca: Option<PathBuf>,
-    /// Serve clients without TLS as well
-    #[arg(long, requires = "tls_cert", conflicts_with = "tls_ca")]
-    tls_optional: bool,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// Most connections at once
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CONNECTIONS)]
     connections: usize,
@@ -88,7 +77,7 @@ impl From<Cache> for CacheMode {
 impl Export {
     pub(super) async fn run(self, context: &Context) -> Result<Report> {
         self.check_names()?;
-        let tls = self.tls()?;
+        let tls = self.tls.load()?;
         let buffers = Buffers::new(self.memory, self.connections)?;
         let engine = start_engine(self.engine.into(), self.cache.into(), &buffers)?;
         let (exports, disks) = self.open(&engine)?;
@@ -121,12 +110,6 @@ impl Export {
         Ok(())
     }
 
-    fn tls(&self) -> Result<Tls> {
-        let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) else { return Ok(Tls::Off) };
-        let identity = TlsIdentity::load(certificate, key, self.tls_ca.as_deref())?;
-        Ok(if self.tls_optional { Tls::Allowed(identity) } else { Tls::Required(identity) })
-    }
-
     fn open(&self, engine: &Arc<dyn DiskEngine>) -> Result<(Exports, Vec<Arc<BackingDisk>>)> {
         let (exports, mut disks) = (Exports::new(), Vec::new());
         for disk in &self.disks {
@@ -140,7 +123,7 @@ impl Export {
     }
 
     fn uris(&self, server: &Server, disk: &ServedDisk) -> Vec<String> {
-        let tls = self.tls_cert.is_some();
+        let tls = self.tls.is_on();
         server.addresses().iter().map(|address| address.uri(disk.name.as_str(), tls)).collect()
     }
 
@@ -157,7 +140,7 @@ impl Export {
             "addresses": server.addresses().iter().map(ToString::to_string).collect::<Vec<_>>(),
             "exports": exports.collect::<Vec<_>>(),
             "cache": match self.cache { Cache::Direct => "direct", Cache::WriteBack => "write-back" },
-            "tls": self.tls_cert.is_some(),
+            "tls": self.tls.is_on(),
             "engine": format!("{:?}", info.kind),
             "notes": info.fallbacks,
             "process": std::process::id(),

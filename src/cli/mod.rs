@@ -24,6 +24,7 @@ mod served_disks;
 mod steering;
 mod store;
 mod store_args;
+mod tls_args;
 mod units;
 mod values;
 mod verify;

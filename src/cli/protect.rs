@@ -13,6 +13,7 @@ use super::replicate::{confirm_take_over, host_name};
 use super::report::Report;
 use super::steering::Steering;
 use super::store_args::OptionsArgs;
+use super::tls_args::TlsArgs;
 use super::units::{bytes, parse_size};
 use super::values::{Engine, parse_name};
 use super::vm_disks::MaybeVmDisks;
@@ -63,6 +64,8 @@ pub(super) struct Protect {
     /// Past the page cache, or through it: then flush and FUA make writes durable
     #[arg(long, value_enum, default_value_t = Cache::Direct)]
     cache: Cache,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// Connections of clients at once
     #[arg(long, value_name = "N", default_value_t = 64)]
     connections: usize,
@@ -181,6 +184,7 @@ impl Protect {
                 Cache::Direct => CacheMode::Direct,
                 Cache::WriteBack => CacheMode::WriteBack,
             },
+            tls: self.tls.load()?,
             log_size: self.log_size,
             memory: self.memory,
             connections: self.connections,

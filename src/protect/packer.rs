@@ -50,7 +50,14 @@ pub(crate) fn start(
     Ok(started)
 }
 
+/// How much less of a processor a packing thread is given than one that serves guests, as nice(2) counts.
+const NICE: i32 = 10;
+
 fn run(cuts: &Receiver<Cut>, out: &mpsc::Sender<Result<Packed>>, mut encoder: FrameEncoder) {
+    // Guests come first: on few processors, compressing would be felt in their latency. Of this thread alone.
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::debug!("packing runs at the same priority as serving: {error}");
+    }
     let mut scratch = Vec::new();
     for cut in cuts {
         let room = Vec::with_capacity(cut.batch.used() / 2 + (64 << 10));

@@ -133,7 +133,8 @@ impl Protection {
 
     fn listen(&mut self) -> Result<()> {
         if self.server.is_none() {
-            let (buffers, options) = (Arc::clone(self.opener.buffers()), ServerOptions::default());
+            let options = ServerOptions { tls: self.request.tls.clone(), ..ServerOptions::default() };
+            let buffers = Arc::clone(self.opener.buffers());
             self.server = Some(Server::start(&self.request.listen, self.exports.clone(), buffers, options)?);
         }
         Ok(())

@@ -14,7 +14,7 @@ use crate::datastore::EngineKind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::MAX_SEGMENT_LEN;
 use crate::ids::Name;
-use crate::nbd::{CacheMode, Listen};
+use crate::nbd::{CacheMode, Listen, Tls};
 
 /// What each frame adds to a segment besides its payload: its header and its entry of the index.
 const FRAME_COST: u64 = 192;
@@ -38,6 +38,8 @@ pub struct ProtectRequest {
     pub vms: Vec<VmSource>,
     /// Where the disks are served, under the export names `<vm>/<disk>`.
     pub listen: Vec<Listen>,
+    /// TLS of the clients' connections.
+    pub tls: Tls,
     /// How the images are read and written.
     pub cache: CacheMode,
     /// Directory for the domain's bitmaps, protection record and replication log; must exist.
@@ -86,6 +88,7 @@ impl ProtectRequest {
             site,
             vms,
             listen,
+            tls: Tls::Off,
             cache: CacheMode::Direct,
             state,
             log_size: DEFAULT_PROTECT_LOG,
