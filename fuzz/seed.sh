@@ -1,5 +1,5 @@
 #!/bin/bash
-# Puts the golden files into the corpus of the target that they belong to.
+# Puts the golden files, and what NBD clients send, into the corpus of the target that they belong to.
 set -euo pipefail
 cd "$(dirname "$0")"
 for file in ../tests/golden/*.bin; do
@@ -12,4 +12,12 @@ for file in ../tests/golden/*.bin; do
   esac
   mkdir -p "corpus/$target"
   cp "$file" "corpus/$target/"
+done
+# What NBD clients send: the data of options, and the header of a request.
+mkdir -p corpus/nbd
+printf 'disk' >corpus/nbd/export-name
+printf '\0\0\0\4disk\0\2\0\1\0\3' >corpus/nbd/info
+printf '\0\0\0\4disk\0\0\0\1\0\0\0\17base:allocation' >corpus/nbd/meta-context
+for command in 0 1 2 3 4 5 6 7; do
+  printf '\x25\x60\x95\x13\0\1\0\'$command'\0\0\0\0\0\0\0\7\0\0\0\0\0\0\20\0\0\0\2\0' >"corpus/nbd/request-$command"
 done

@@ -169,6 +169,9 @@ fn what_is_no_handshake_is_cut_off() {
     client.socket.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     assert!(client.is_closed());
     let mut client = Client::greet(&rig.unix);
+    client.socket.write_all(&[&(IHAVEOPT ^ 1).to_be_bytes()[..], &OPT_LIST.to_be_bytes(), &[0; 4]].concat()).unwrap();
+    assert!(client.is_closed(), "an option in all but its first bytes");
+    let mut client = Client::greet(&rig.unix);
     let huge = [&IHAVEOPT.to_be_bytes()[..], &99_u32.to_be_bytes(), &u32::MAX.to_be_bytes()].concat();
     client.socket.write_all(&huge).unwrap();
     assert!(client.is_closed(), "4 GiB of data are not waited for");

@@ -141,6 +141,7 @@ fn wrong_requests_are_refused_and_the_next_one_is_read() {
             (EINVAL, CACHE, 0, end - 1, 2),
             (EINVAL, CACHE, REQ_ONE, 0, 1),
             (EINVAL, STATUS, 0, end, 1),
+            (EINVAL, STATUS, 0, 0, 0),
             (ENOSPC, ZEROES, 0, end - 1, 2),
             (ENOSPC, ZEROES, 0, u64::MAX - 5, 10),
             (EINVAL, FLUSH, 0, 1, 0),

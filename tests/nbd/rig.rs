@@ -49,8 +49,10 @@ impl Rig {
         Rig { dir, exports, buffers, server: Some(server), unix, tcp }
     }
 
+    /// With more time for a handshake than any client here waits, so that who is cut off was not just too slow.
     pub(crate) fn plain() -> Rig {
-        Rig::new(CacheMode::WriteBack, ServerOptions::default())
+        let handshake_timeout = Duration::from_secs(600);
+        Rig::new(CacheMode::WriteBack, ServerOptions { handshake_timeout, ..Default::default() })
     }
 
     pub(crate) fn image(&self) -> PathBuf {

@@ -54,17 +54,34 @@ fn gated(farewell: Farewell) -> (Rig, Arc<Semaphore>, Client) {
     (rig, gate, client)
 }
 
+/// Two reads in flight when the server is told to stop, of which one is answered afterwards: from then on the connection
+/// knows that it stops. Answers with the other one.
+fn stopped_in_between(
+    rig: &mut Rig,
+    gate: &Semaphore,
+    client: &mut Client,
+    runtime: &tokio::runtime::Runtime,
+) -> (u64, tokio::task::JoinHandle<freshet::nbd::Drained>) {
+    let mut idle = Client::open(&rig.tcp, "disk");
+    let mut reads = vec![client.send(READ, 0, 0, 4096, &[]), client.send(READ, 0, 0, 4096, &[])];
+    let flush = client.send(FLUSH, 0, 0, 0, &[]);
+    assert_eq!(client.chunk(0).unwrap().cookie, flush, "all have arrived");
+    let stopped = runtime.spawn(rig.server.take().unwrap().shutdown(Duration::from_secs(60)));
+    assert!(idle.is_closed(), "nothing is in flight there");
+    gate.add_permits(1);
+    let answered = client.chunk(0).unwrap();
+    assert_eq!(answered.kind, DATA);
+    reads.retain(|read| *read != answered.cookie);
+    let [other] = reads[..] else { panic!("none of the reads was answered") };
+    (other, stopped)
+}
+
 #[test]
 fn what_is_in_flight_is_answered_and_what_comes_later_gets_eshutdown() {
     let (mut rig, gate, mut client) = gated(Farewell::Refuse);
-    let mut idle = Client::open(&rig.tcp, "disk");
     let mut negotiating = Client::greet(&rig.unix);
-    let read = client.send(READ, 0, 0, 4096, &[]);
-    let flush = client.send(FLUSH, 0, 0, 0, &[]);
-    assert_eq!(client.chunk(0).unwrap().cookie, flush, "both have arrived");
     let runtime = runtime();
-    let stopped = runtime.spawn(rig.server.take().unwrap().shutdown(Duration::from_secs(60)));
-    assert!(idle.is_closed(), "nothing is in flight there");
+    let (read, stopped) = stopped_in_between(&mut rig, &gate, &mut client, &runtime);
     let later = client.send(WRITE, 0, 0, 4096, &[1; 4096]);
     let chunk = client.chunk(0).unwrap();
     assert_eq!((chunk.cookie, error_of(&[chunk])), (later, ESHUTDOWN));
@@ -82,13 +99,8 @@ fn what_is_in_flight_is_answered_and_what_comes_later_gets_eshutdown() {
 #[test]
 fn a_hypervisor_that_reconnects_sees_no_error() {
     let (mut rig, gate, mut client) = gated(Farewell::HangUp);
-    let read = client.send(READ, 0, 0, 4096, &[]);
-    let flush = client.send(FLUSH, 0, 0, 0, &[]);
-    assert_eq!(client.chunk(0).unwrap().cookie, flush, "both have arrived");
     let runtime = runtime();
-    let mut idle = Client::open(&rig.tcp, "disk");
-    let stopped = runtime.spawn(rig.server.take().unwrap().shutdown(Duration::from_secs(60)));
-    assert!(idle.is_closed());
+    let (read, stopped) = stopped_in_between(&mut rig, &gate, &mut client, &runtime);
     // Not answered, so that it is sent again to the next server.
     client.send(FLUSH, 0, 0, 0, &[]);
     gate.add_permits(1);

@@ -1,11 +1,12 @@
 //! A guest of QEMU on a protected disk, through a kill of the server to its own power cut.
 //!
 //! It writes numbered files with fsync and prints each number once fsync has returned. `freshet protect` is killed
-//! meanwhile and started again, which the guest must not notice, while a recovery site follows. After its power cut the
-//! followed disk is sound and has every file that was printed, whole.
+//! meanwhile and started again, which the guest must not notice, while a recovery site follows. The followed disk is
+//! looked at twice: as the kill left it, where it is sound and has every file that was printed before its point; and
+//! after the guest's power cut and a clean end of the server, where it has every file that was ever printed.
 
-use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::SystemTime;
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -16,11 +17,12 @@ use crate::support::guest::Kernel;
 use crate::support::mounts::with_own_mounts;
 use crate::support::real_images::{run, tool};
 use crate::support::skipped;
+use crate::world::assert_same_files;
 
 /// Seconds for which the hypervisor tries to connect again: longer than any wait of this test.
 const RECONNECT: u32 = 120;
 /// Files that are written between two things that happen.
-const SOME: u64 = 15;
+const SOME: u64 = 40;
 /// Words on a console that speak of a disk that failed.
 const ALARMS: [&str; 5] = ["I/O error", "EXT4-fs error", "EXT4-fs warning", "failed", "Kernel panic"];
 
@@ -91,12 +93,25 @@ fn assert_undisturbed(console: &[String]) {
     assert!(numbers.zip(1..).all(|(found, n)| found == n), "{console:#?}");
 }
 
-/// Every file up to `last` is there, whole.
-fn assert_files(at: &Path, last: u64) {
+/// The newest point that a follower has said to be applied, and its time.
+fn applied(lines: &[String]) -> Option<(u64, SystemTime)> {
+    let events = lines.iter().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let event = events.into_iter().find(|event| event["applied"]["point"].is_u64())?;
+    let time: jiff::Timestamp = event["applied"]["time"].as_str()?.parse().unwrap();
+    let since = Duration::from_millis(u64::try_from(time.as_millisecond()).unwrap());
+    Some((event["applied"]["point"].as_u64()?, SystemTime::UNIX_EPOCH + since))
+}
+
+/// Boots a copy of the followed disk: every file up to `last` is there, whole.
+fn assert_files(world: &World, last: u64) {
+    let (copy, at) = (world.dir.path().join("copy"), world.dir.path().join("mounted"));
+    let mount = boot(&world.target("web", "root"), &copy, &at);
     for n in 1..=last {
         let found = std::fs::read(at.join(n.to_string())).unwrap_or_else(|e| panic!("file {n} of {last}: {e}"));
         assert!(found == content(n), "file {n} of {last}, {} bytes", found.len());
     }
+    mount.unmount();
+    std::fs::remove_file(copy).unwrap();
 }
 
 fn guest_through_a_kill(kernel: &Kernel) {
@@ -113,10 +128,19 @@ fn guest_through_a_kill(kernel: &Kernel) {
     let follower = follow(&world);
     let guest = Running::start(&mut kernel.qemu(&initramfs, &socket(&world), "web/root", RECONNECT));
     some_more(&guest);
+    // Files that were printed before the newest point of the recovery site, and that it must have therefore.
+    let due = |lines: &[String]| applied(lines).map_or(0, |(_, time)| kept(&guest.lines_until(time)));
+    wait_for("files at the recovery site", || (due(&follower.lines()) >= SOME).then_some(()));
     first.end(Signal::KILL);
     // Long enough for the guest to have written into the void.
     std::thread::sleep(Duration::from_secs(1));
     let before = kept(&guest.lines());
+    let (status, lines) = follower.end(Signal::TERM);
+    assert!(status.success(), "{status}: {lines:#?}");
+    let lost_at = due(&lines);
+    assert_files(&world, lost_at);
+
+    let follower = follow(&world);
     let second = protect(&world);
     some_more(&guest);
     until_it_covers(&second);
@@ -124,25 +148,18 @@ fn guest_through_a_kill(kernel: &Kernel) {
     let (_, console) = guest.end(Signal::KILL);
     assert_undisturbed(&console);
     let last = kept(&console);
-
     let (status, lines) = second.end(Signal::TERM);
     let report: Value = serde_json::from_str(lines.last().unwrap()).unwrap();
     assert!(status.success() && report["all_shipped"] == true, "{report:#}");
     let point = report["point"].as_u64().unwrap();
     wait_for("the last point at the recovery site", || {
-        let lines = follower.lines();
-        let events = lines.iter().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let applied = events.into_iter().find_map(|event| event["applied"]["point"].as_u64());
-        applied.filter(|applied| *applied >= point)
+        applied(&follower.lines()).filter(|(applied, _)| *applied >= point)
     });
     let (status, lines) = follower.end(Signal::TERM);
     assert!(status.success(), "{status}: {lines:#?}");
-
-    println!("{last} files, {before} before the server was back; point {point}");
-    let copy = world.dir.path().join("copy");
-    let mount = boot(&world.target("web", "root"), &copy, &world.dir.path().join("mounted"));
-    assert_files(&world.dir.path().join("mounted"), last);
-    mount.unmount();
+    println!("{last} files, {lost_at} of {before} at the recovery site when the server was killed; point {point}");
+    assert_files(&world, last);
+    assert_same_files(&world.target("web", "root"), &world.image("web", "root"));
 }
 
 #[test]

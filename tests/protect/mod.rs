@@ -4,9 +4,14 @@ mod capture;
 mod databases;
 mod faults;
 mod guest;
+mod hostile;
 mod kills;
 mod order;
 mod outside;
+mod peers;
+#[path = "../nbd/client.rs"]
+#[allow(dead_code, reason = "shared with the tests of the server")]
+mod raw_client;
 
 use std::path::PathBuf;
 use std::sync::Arc;

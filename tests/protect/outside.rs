@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -32,10 +32,10 @@ pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T 
     }
 }
 
-/// A program that runs beside the test, and the lines that it has printed.
+/// A program that runs beside the test, and the lines that it has printed, with when they were read.
 pub(crate) struct Running {
     child: Child,
-    lines: Arc<Mutex<Vec<String>>>,
+    lines: Arc<Mutex<Vec<(SystemTime, String)>>>,
     reader: Option<JoinHandle<()>>,
 }
 
@@ -49,7 +49,8 @@ impl Running {
         let reader = std::thread::spawn(move || {
             // A console is not always UTF-8.
             for line in out.split(b'\n').map_while(Result::ok) {
-                into.lock().unwrap().push(String::from_utf8_lossy(&line).trim_end().to_owned());
+                let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+                into.lock().unwrap().push((SystemTime::now(), line));
             }
         });
         Running { child, lines, reader: Some(reader) }
@@ -57,7 +58,13 @@ impl Running {
 
     /// What it has printed up to now.
     pub(crate) fn lines(&self) -> Vec<String> {
-        self.lines.lock().unwrap().clone()
+        self.lines.lock().unwrap().iter().map(|(_, line)| line.clone()).collect()
+    }
+
+    /// What it had printed at some time.
+    pub(crate) fn lines_until(&self, time: SystemTime) -> Vec<String> {
+        let lines = self.lines.lock().unwrap();
+        lines.iter().take_while(|(at, _)| *at <= time).map(|(_, line)| line.clone()).collect()
     }
 
     /// Waits for a line.

@@ -14,6 +14,7 @@ pub(crate) mod kills;
 pub(crate) mod mounts;
 pub(crate) mod naive_s3;
 pub(crate) mod nbd_client;
+pub(crate) mod peers;
 pub(crate) mod real_images;
 pub(crate) mod s3;
 pub(crate) mod scripted;
