@@ -1,22 +1,32 @@
 //! What an export is asked for: each request with its flags reaches it once, and durability is asked of it last.
 
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use super::client::*;
 use super::rig::{MIB, Rig};
-use freshet::nbd::{Answer, BlockStatus, Export, ExportInfo, Payload, ZeroMode};
+use freshet::nbd::{Answer, BlockStatus, CacheMode, Export, ExportInfo, Payload, ServerOptions, ZeroMode};
+use tokio::sync::Semaphore;
 
-/// A disk that does nothing but to note what it was asked for.
+/// A disk that does nothing but to note what it was asked for. With a gate its reads wait there.
 #[derive(Default)]
-struct Noting(Mutex<Vec<String>>);
+struct Noting {
+    calls: Mutex<Vec<String>>,
+    gate: Option<Semaphore>,
+    /// Reads that wait, and the most that ever did.
+    waiting: AtomicUsize,
+    crowd: AtomicUsize,
+}
 
 impl Noting {
     fn note(&self, call: String) {
-        self.0.lock().unwrap().push(call);
+        self.calls.lock().unwrap().push(call);
     }
 
     fn take(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.lock().unwrap())
+        std::mem::take(&mut *self.calls.lock().unwrap())
     }
 }
 
@@ -30,7 +40,14 @@ impl Export for Noting {
     }
     fn read(self: Arc<Self>, offset: u64, into: Payload) -> Answer<Payload> {
         self.note(format!("read {offset} {}", into.len()));
-        Box::pin(async { Ok(into) })
+        Box::pin(async move {
+            if let Some(gate) = &self.gate {
+                self.crowd.fetch_max(self.waiting.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                gate.acquire().await.unwrap().forget();
+                self.waiting.fetch_sub(1, Ordering::SeqCst);
+            }
+            Ok(into)
+        })
     }
     fn write(self: Arc<Self>, offset: u64, data: Payload, fua: bool) -> Answer<()> {
         self.note(format!("write {offset} {}{}", data.len(), word(fua, "fua")));
@@ -143,5 +160,24 @@ fn more_than_32_mib_of_data_never_reach_the_export() {
         assert_eq!(Client::open(&rig.unix, "noting").ask(command, 0, 0, 64 << 20, &[]), 0);
         assert_eq!(disk.take(), [call], "no data, so no limit");
     }
+    rig.stop();
+}
+
+#[test]
+fn no_more_requests_are_taken_than_may_be_in_flight() {
+    let rig = Rig::new(CacheMode::WriteBack, ServerOptions { max_in_flight: 4, ..Default::default() });
+    let disk = Arc::new(Noting { gate: Some(Semaphore::new(0)), ..Noting::default() });
+    rig.exports.add("noting", Arc::clone(&disk) as Arc<dyn Export>).unwrap();
+    let mut client = Client::open(&rig.unix, "noting");
+    let cookies: BTreeSet<u64> = (0..40).map(|n| client.send(READ, 0, n * 512, 512, &[])).collect();
+    let began = Instant::now();
+    while disk.waiting.load(Ordering::SeqCst) < 4 {
+        assert!(began.elapsed() < Duration::from_secs(60), "fewer are taken than may be");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    disk.gate.as_ref().unwrap().add_permits(40);
+    let answered: BTreeSet<u64> = (0..40).map(|_| client.reply(0).unwrap()[0].cookie).collect();
+    assert_eq!(answered, cookies, "those that had to wait are answered as well");
+    assert_eq!(disk.crowd.load(Ordering::SeqCst), 4);
     rig.stop();
 }

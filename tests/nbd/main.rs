@@ -10,6 +10,7 @@ mod client;
 mod command;
 mod hostile;
 mod model;
+mod noise;
 mod options;
 mod peers;
 mod requests;

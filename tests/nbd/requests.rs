@@ -297,27 +297,16 @@ fn the_smallest_block_is_told_and_kept_to() {
 }
 
 #[test]
-fn requests_are_answered_out_of_order_and_no_more_than_allowed_are_taken() {
-    let options = ServerOptions { max_in_flight: 4, ..Default::default() };
-    let rig = Rig::new(CacheMode::WriteBack, options);
+fn requests_are_answered_out_of_order() {
+    let rig = Rig::plain();
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
     rig.exports.add("slow", Arc::new(Trouble { bad: u64::MAX, gate: Some(gate.clone()), min_block: 1 })).unwrap();
     let mut client = Client::open(&rig.unix, "slow");
-    client.send(READ, 0, 0, 512, &[]);
+    let read = client.send(READ, 0, 0, 512, &[]);
     let flush = client.send(FLUSH, 0, 0, 0, &[]);
     assert_eq!(client.chunk(0).unwrap().cookie, flush, "the flush overtakes the read that waits");
-    for _ in 0..3 {
-        client.send(READ, 0, 0, 512, &[]);
-    }
-    // Four are in flight: the fifth request is not looked at before one of them is answered.
-    let late = client.send(FLUSH, 0, 0, 0, &[]);
     gate.add_permits(1);
-    assert_ne!(client.chunk(0).unwrap().cookie, late);
-    assert_eq!(client.chunk(0).unwrap().cookie, late);
-    gate.add_permits(3);
-    let mut rest: Vec<u64> = (0..3).map(|_| client.chunk(0).unwrap().cookie).collect();
-    rest.sort_unstable();
-    assert_eq!(rest.len(), 3);
+    assert_eq!(client.chunk(0).unwrap().cookie, read);
     rig.stop();
 }
 

@@ -83,6 +83,11 @@ def in_pieces(handle):
     assert data == b"\0" * (MIB // 2) + b"c" * (MIB // 2) + b"\0" * MIB
     assert {status for status, _, _ in found} == {nbd.READ_DATA, nbd.READ_HOLE}, found
     assert sum(length for status, _, length in found if status == nbd.READ_DATA) < MIB
+    at = 2 * MIB
+    for _, start, length in sorted(found, key=lambda part: part[1]):
+        assert start == at, found
+        at += length
+    assert at == 4 * MIB, found
     _, found = chunks(handle, MIB, 2 * MIB, nbd.CMD_FLAG_DF)
     assert found == [(nbd.READ_DATA, 2 * MIB, MIB)], found
     parts = told(handle, SIZE, 0)
