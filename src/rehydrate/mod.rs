@@ -195,12 +195,19 @@ impl Session {
         Ok(End::Done)
     }
 
-    /// Opens the disks of the state to start from: that of the base, or where the disks are already past it, their own.
+    /// Opens the disks of the state to start from: that of the base, or where the disks are already past it, their own;
+    /// where there is no base, those of the point.
     async fn take_catalogue_of(&mut self, base: &PointMap, point: &PointInfo) -> Result<()> {
         let applied = self.tracker().state().applied();
         let past_base = applied.segment > base.at().segment && applied.segment <= point.at.segment;
         if past_base && self.domain().accepts(applied) {
             let own = PointMap::load(self.domain(), applied).await?;
+            return self.take_catalogue(own.catalogue(), false);
+        }
+        if base.at().segment == SegmentNo::ZERO && !self.tracker().state().disks().is_empty() {
+            // Before the first manifest there is no catalogue yet. Files that are there are emptied, and not forgotten:
+            // else they would stand in the way as soon as a segment names their disks.
+            let own = PointMap::load(self.domain(), point.at).await?;
             return self.take_catalogue(own.catalogue(), false);
         }
         self.take_catalogue(base.catalogue(), false)

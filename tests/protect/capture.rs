@@ -175,3 +175,27 @@ async fn a_point_is_cut_when_asked_and_disks_join_and_leave() {
     assert_eq!((status.vms.len(), status.status.as_str()), (1, "Recoverable"));
     assert!(protection.stop().await.unwrap().all_shipped);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_point_before_the_first_manifest_can_be_gone_back_to() {
+    let world = World::new(&[("web", "root")]).await;
+    world.make("web", "root", 32 * MIB, &[(0, 2 * MIB)]);
+    // No manifest can be written for now.
+    let manifests = world.dir.path().join("site").join(world.domain.key()).join("manifests");
+    std::fs::create_dir_all(manifests.parent().unwrap()).unwrap();
+    std::fs::write(&manifests, "no directory").unwrap();
+    let protection = start(&world, request(&world)).await;
+    until_recoverable(&protection).await;
+    let point = protection.cut_point(Duration::from_secs(30)).await.unwrap();
+    let before = world.images();
+    let mut guest = client(&world, "web", "root");
+    blocking(move || {
+        guest.write(MIB, &noise(1, MIB)).unwrap();
+        guest.write(20 * MIB, &noise(2, MIB)).unwrap();
+    })
+    .await;
+    std::fs::remove_file(&manifests).unwrap();
+    stop_and_compare(&world, protection).await;
+    world.rehydrate_to(freshet::ids::SegmentNo::new(point)).await;
+    world.assert_disks(&before);
+}
