@@ -9,6 +9,7 @@ use freshet::nbd::{
     Address, Answer, BlockStatus, CacheMode, Export, ExportInfo, Farewell, Image, ImageOptions, Payload, ServerOptions,
     ZeroMode,
 };
+use futures::FutureExt;
 use tokio::sync::Semaphore;
 
 /// A disk whose reads wait until they are let go.
@@ -66,7 +67,10 @@ fn stopped_in_between(
     let mut reads = vec![client.send(READ, 0, 0, 4096, &[]), client.send(READ, 0, 0, 4096, &[])];
     let flush = client.send(FLUSH, 0, 0, 0, &[]);
     assert_eq!(client.chunk(0).unwrap().cookie, flush, "all have arrived");
-    let stopped = runtime.spawn(rig.server.take().unwrap().shutdown(Duration::from_secs(60)));
+    let mut shutdown = Box::pin(rig.server.take().unwrap().shutdown(Duration::from_secs(60)));
+    // Everybody has been told when its first step is done; not so when the first of them shows that it knows.
+    assert!(runtime.block_on(async { shutdown.as_mut().now_or_never() }).is_none());
+    let stopped = runtime.spawn(shutdown);
     assert!(idle.is_closed(), "nothing is in flight there");
     gate.add_permits(1);
     let answered = client.chunk(0).unwrap();
