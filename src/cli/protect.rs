@@ -145,6 +145,9 @@ impl Protect {
             confirm_take_over(&store, &request.domain, &request.site, yes).await?;
         }
         let mut protection = Protection::open(store, request).await?;
+        let control = control_path(&protection.state_dir());
+        let steering = Steering::new(protection.observer(), context.cancel.clone());
+        let control = ControlServer::start(&control, steering.clone(), ControlLimits::default())?;
         let output = &context.output;
         let mut served = false;
         if protection.is_serving() {
@@ -166,9 +169,7 @@ impl Protect {
         for note in protection.notes() {
             output.event(&json!({ "event": "note", "text": note }), &format!("note: {note}"))?;
         }
-        let control = control_path(&protection.state_dir());
-        let steering = Steering::new(protection, context.cancel.clone());
-        let control = ControlServer::start(&control, steering.clone(), ControlLimits::default())?;
+        steering.begin(protection).await;
         watch(&steering, context).await?;
         control.shutdown().await;
         finish(&steering.take().await?.stop().await?)

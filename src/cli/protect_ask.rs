@@ -61,7 +61,7 @@ impl Asks {
             // The other process stands in another directory.
             let path = std::path::absolute(&disk.path);
             let path = path.map_err(|e| Error::io(format!("disk image {}", disk.path.display()), e))?;
-            Ok(DiskSpec { name: disk.name.to_string(), path })
+            Ok(DiskSpec { name: disk.name.to_string(), path, size: disk.size })
         });
         let disks = disks.collect::<Result<Vec<_>>>()?;
         Ok(Some(ControlRequest::AddVm { vm: vm.name.to_string(), disks }))
@@ -86,8 +86,9 @@ pub(super) async fn ask(dir: &Path, request: &ControlRequest) -> Result<Report> 
 
 fn text(status: &ProtectStatus) -> String {
     let mut out = format!("{} at {}: {}, {}\n", status.domain, status.site, status.status, status.mode);
-    if let (Some(time), Some(rpo)) = (&status.point_time, status.rpo_ms) {
-        out += &format!("point {} of {time}, {} ago; captured up to {}\n", status.shipped, age(rpo), status.captured);
+    if let Some(time) = &status.point_time {
+        let rpo = status.rpo_ms.map_or("-".to_owned(), age);
+        out += &format!("point {} of {time}; captured up to {}; RPO {rpo}\n", status.shipped, status.captured);
     }
     out += &format!(
         "waiting {} in {} segments, log {} of {}\n",
@@ -96,8 +97,19 @@ fn text(status: &ProtectStatus) -> String {
         bytes(status.log_used),
         bytes(status.log_size)
     );
+    if let Some(sync) = &status.sync {
+        let (rate, eta) =
+            (sync.rate.map_or("-".to_owned(), bytes), sync.eta_s.map_or("-".to_owned(), |s| age(s * 1000)));
+        out += &format!("sync {} of {}, {rate}/s, ETA {eta}\n", bytes(sync.done), bytes(sync.total));
+    }
+    if status.held_writes > 0 {
+        let (held, longest) = (status.held_writes, status.longest_held_us / 1000);
+        out += &format!("{held} writes held, {longest} ms at most of {} ms\n", status.hold_bound_us / 1000);
+    }
     for vm in &status.vms {
-        out += &format!("{}  {}\n", vm.name, vm.status);
+        let point = vm.point.map_or("no point covers it".to_owned(), |n| format!("point {n}"));
+        let ago = vm.rpo_ms.map_or(String::new(), |rpo| format!(", {} ago", age(rpo)));
+        out += &format!("{}  {}  {point}{ago}\n", vm.name, vm.status);
         for disk in &vm.disks {
             let (size, dirty, unsynced) = (bytes(disk.size), bytes(disk.dirty), bytes(disk.unsynced));
             out += &format!("  {}  {size}  dirty {dirty}  unsynced {unsynced}  {}\n", disk.name, disk.path);

@@ -11,6 +11,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -31,6 +32,8 @@ pub(crate) struct Sealed {
     pub(crate) bytes: Bytes,
     /// The point that it ends at.
     pub(crate) point: Point,
+    /// When that was, by a clock that never jumps.
+    pub(crate) cut: Instant,
     /// Bytes that guests wrote for it.
     pub(crate) written: u64,
     /// Bytes of its frames, raw.
@@ -259,7 +262,8 @@ mod tests {
         let point = Point::new(Time::from_millis(u64::from(byte)), PointFlags::default(), []);
         let sealed = chain.seal(builder, Some(point.clone())).unwrap();
         let index = Some(sealed.index);
-        Sealed { header: sealed.header, index, bytes: sealed.bytes.into(), point, written: 1, raw: 2 }
+        let cut = Instant::now();
+        Sealed { header: sealed.header, index, bytes: sealed.bytes.into(), point, cut, written: 1, raw: 2 }
     }
 
     #[tokio::test]

@@ -12,8 +12,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::OnceCell;
+
 use super::health::Health;
 use super::recorder::{Recorder, Taken, Written};
+use super::unwatched;
 use super::valve::Valve;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::IndexDisk;
@@ -71,6 +74,8 @@ pub(crate) struct ProtectedDisk {
     /// Some point covered its VM, before this run or in it.
     synced_once: AtomicBool,
     sync_error: Mutex<Option<String>>,
+    /// It is noted on the image that its bitmap cannot be written.
+    unwatched: OnceCell<()>,
     pub(crate) traffic: Traffic,
 }
 
@@ -100,6 +105,7 @@ impl ProtectedDisk {
             doubt: AtomicU64::new(0),
             synced_once: AtomicBool::new(false),
             sync_error: Mutex::new(None),
+            unwatched: OnceCell::new(),
             traffic: Traffic::default(),
         }
     }
@@ -206,19 +212,20 @@ impl ProtectedDisk {
         self.last_request.store(now, Relaxed);
     }
 
-    /// Holds a change as long as the valve says, and refuses it where the policy says so.
-    async fn admit(&self) -> Result<(), ExportError> {
+    /// Holds a change as long as the valve says, and refuses it where the policy says so. Answers how much longer the
+    /// change may be held.
+    async fn admit(&self) -> Result<Duration, ExportError> {
         self.touch();
         if self.policy == FencedPolicy::Stop && self.health.is_fenced() {
             let why = format!("{}: another writer owns the domain; changes are refused, as asked", self.label);
             return Err(ExportError::new(Errno::Perm, why));
         }
-        let Some(flow) = self.flow.get() else { return Ok(()) };
-        let hold = flow.valve.hold();
+        let Some(flow) = self.flow.get() else { return Ok(Duration::MAX) };
+        let (bound, hold) = (flow.valve.bound(), flow.valve.hold());
         if !hold.is_zero() {
             tokio::time::sleep(hold).await;
         }
-        Ok(())
+        Ok(bound.saturating_sub(hold))
     }
 
     /// A mark on the regions of a change. Where the bitmap cannot be written any more, the guest goes on unprotected.
@@ -227,17 +234,38 @@ impl ProtectedDisk {
             Ok(mark) => Ok(mark),
             Err(error) => {
                 self.health.fail(&error);
+                self.unwatched.get_or_try_init(|| self.note_unwatched()).await?;
                 Ok(self.intent.begin_unprotected(range)?)
             }
         }
     }
 
-    /// Ends a change that is on the local disk. `written` is what stands in `range` now.
-    async fn capture(&self, mark: WriteMark, parts: &[(u64, Written<'_>)]) {
+    /// The next start must not believe the bitmap, which says nothing of what is written from now on.
+    async fn note_unwatched(&self) -> Result<(), ExportError> {
+        let path = self.backing.image().path().to_owned();
+        let noting = tokio::task::spawn_blocking(move || unwatched::note(&path)).await;
+        let noted = noting.map_err(|e| Error::with_source(ErrorKind::Internal, "note on an image", e)).and_then(|n| n);
+        match noted {
+            Ok(()) => Ok(()),
+            Err(error) if self.policy == FencedPolicy::Stop => {
+                let why = format!("{}: its bitmap cannot be written, nor can that be noted: {error}", self.label);
+                Err(ExportError::new(Errno::Io, why))
+            }
+            Err(error) => {
+                let advice = "remove its bitmap from the state directory before the next start";
+                self.report_sync_error(&error.while_doing(format!("{}: {advice}", self.label)));
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends a change that is on the local disk, and may be held for `patience` yet. `parts` are what stands there now.
+    async fn capture(&self, mark: WriteMark, parts: &[(u64, Written<'_>)], mut patience: Duration) {
         let mut last = None;
         if let Some(flow) = self.flow.get() {
+            patience = patience.min(flow.valve.bound());
             for (offset, written) in parts {
-                match flow.recorder.record(&self.index, *offset, *written).await {
+                match flow.recorder.record_within(&self.index, *offset, *written, &mut patience).await {
                     Taken::Captured(number) => last = last.max(Some(number)),
                     Taken::Not => {
                         last = None;
@@ -245,6 +273,7 @@ impl ProtectedDisk {
                     }
                 }
             }
+            flow.valve.note_held(flow.valve.bound().saturating_sub(patience));
         }
         match last {
             Some(number) => mark.captured(number),
@@ -276,7 +305,7 @@ impl ProtectedDisk {
     }
 
     async fn change(&self, offset: u64, data: Payload, fua: bool) -> Result<(), ExportError> {
-        self.admit().await?;
+        let patience = self.admit().await?;
         let len = data.len() as u64;
         let range = self.sectors(offset, len);
         let guard = self.lock.lock(range.clone()).await;
@@ -288,10 +317,10 @@ impl ProtectedDisk {
         self.traffic.writes.fetch_add(1, Relaxed);
         self.traffic.written.fetch_add(len, Relaxed);
         if range == (offset..offset + len) {
-            self.capture(mark, &[(offset, Written::Bytes(&data))]).await;
+            self.capture(mark, &[(offset, Written::Bytes(&data))], patience).await;
         } else {
             drop(data);
-            self.capture_sectors(mark, range).await;
+            self.capture_sectors(mark, range, patience).await;
         }
         drop(guard);
         if fua { self.sync().await } else { Ok(()) }
@@ -308,7 +337,7 @@ impl ProtectedDisk {
     }
 
     /// Captures whole sectors as they stand on the disk, after a change of parts of them.
-    async fn capture_sectors(&self, mark: WriteMark, range: std::ops::Range<u64>) {
+    async fn capture_sectors(&self, mark: WriteMark, range: std::ops::Range<u64>, patience: Duration) {
         let mut parts = Vec::new();
         let mut at = range.start;
         while at < range.end {
@@ -326,11 +355,11 @@ impl ProtectedDisk {
             .iter()
             .map(|(at, len, read)| (*at, read.as_ref().map_or(Written::Zeros(*len), |bytes| Written::Bytes(bytes))))
             .collect();
-        self.capture(mark, &parts).await;
+        self.capture(mark, &parts, patience).await;
     }
 
     async fn zero(&self, offset: u64, len: u64, mode: ZeroMode, fua: bool) -> Result<(), ExportError> {
-        self.admit().await?;
+        let patience = self.admit().await?;
         let range = self.sectors(offset, len);
         let guard = self.lock.lock(range.clone()).await;
         let mark = self.mark(range.clone()).await?;
@@ -338,28 +367,28 @@ impl ProtectedDisk {
             return Err(self.failed(mark, error));
         }
         self.traffic.writes.fetch_add(1, Relaxed);
-        self.capture_zeros(mark, offset, len).await;
+        self.capture_zeros(mark, offset, len, patience).await;
         drop(guard);
         if fua { self.sync().await } else { Ok(()) }
     }
 
     /// Captures a range that was made zero. What is not a whole sector at either end is read back: frames begin at
     /// sectors.
-    async fn capture_zeros(&self, mark: WriteMark, offset: u64, len: u64) {
+    async fn capture_zeros(&self, mark: WriteMark, offset: u64, len: u64, patience: Duration) {
         let range = self.sectors(offset, len);
         if range == (offset..offset + len) {
-            return self.capture(mark, &[(offset, Written::Zeros(len))]).await;
+            return self.capture(mark, &[(offset, Written::Zeros(len))], patience).await;
         }
         let inner = offset.next_multiple_of(SECTOR)..(offset + len) / SECTOR * SECTOR;
         if inner.start >= inner.end {
-            return self.capture_sectors(mark, range).await;
+            return self.capture_sectors(mark, range, patience).await;
         }
         let (head, tail) = (self.sector(range.start, inner.start).await, self.sector(inner.end, range.end).await);
         let (Ok(head), Ok(tail)) = (head, tail) else { return self.missed(mark) };
         let mut parts = vec![(inner.start, Written::Zeros(inner.end - inner.start))];
         parts.extend(head.as_deref().map(|bytes| (range.start, Written::Bytes(bytes))));
         parts.extend(tail.as_deref().map(|bytes| (inner.end, Written::Bytes(bytes))));
-        self.capture(mark, &parts).await;
+        self.capture(mark, &parts, patience).await;
     }
 
     /// What stands in a part of a sector's length; `None` where it is empty.

@@ -22,6 +22,8 @@ pub(crate) struct SiteMemory {
     /// What the files of the protected disks look like while they are open.
     open: Vec<FileStamp>,
     boot: Option<[u8; 16]>,
+    /// Longest record that was written to both slots.
+    room: usize,
     /// What the operator should know of how it was found.
     pub(crate) notes: Vec<String>,
     _lock: DirLock,
@@ -55,7 +57,7 @@ impl SiteMemory {
                 None
             }
         };
-        Ok(SiteMemory { dir, slots, record, open: Vec::new(), boot: boot(), notes, _lock: lock })
+        Ok(SiteMemory { dir, slots, record, open: Vec::new(), boot: boot(), room: 0, notes, _lock: lock })
     }
 
     /// The domain's directory.
@@ -142,8 +144,15 @@ impl SiteMemory {
         }
         let sequence = self.record.as_ref().map_or(0, |record| record.sequence) + 1;
         let boot = self.boot.unwrap_or_default();
-        let record = ProtectionRecord { domain, sequence, relied_on, own_generation, boot, stamps, catalogue };
-        self.slots.store(&record.encode())?;
+        let mut record = ProtectionRecord { domain, sequence, relied_on, own_generation, boot, stamps, catalogue };
+        let bytes = record.encode();
+        self.slots.store(&bytes)?;
+        if bytes.len() > self.room {
+            // Both slots have room for one of this length from now on, however full the file system becomes.
+            record.sequence += 1;
+            self.slots.store(&record.encode())?;
+            self.room = bytes.len();
+        }
         self.record = Some(record);
         Ok(())
     }

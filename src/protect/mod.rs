@@ -10,8 +10,9 @@
 //!
 //! | file | what it owns |
 //! |---|---|
-//! | `request`, `report`, `status` | what is asked, how it stands, how it ended |
+//! | `request`, `report`, `status`, `age`, `pace` | what is asked, how it stands, how it ended; ages and rates |
 //! | `protection`, `opening`, `memory` | the order of the steps; images and bitmaps; what is remembered between two runs |
+//! | `retreat`, `observer` | what a claim that fails means; what is told meanwhile |
 //! | `pipeline` | the tasks behind the exports |
 //! | `disk`, `coverage` | what a guest's request does; which VMs a point covers |
 //! | `arena`, `batch`, `recorder` | the open segment, its memory, and when it is cut |
@@ -21,7 +22,9 @@
 //! | `syncer`, `clearer` | initial sync and resync; clearing of bits |
 //! | `control` | the socket by which a running protection is asked and steered |
 //! | `valve`, `health` | what is done when the store takes too little; what is wrong for good |
+//! | `unwatched` | the note on an image whose bitmap cannot be written any more |
 
+mod age;
 mod arena;
 mod backlog;
 mod batch;
@@ -33,16 +36,20 @@ mod health;
 mod inherit;
 mod ledger;
 mod memory;
+mod observer;
 mod opening;
+mod pace;
 mod packer;
 mod pipeline;
 mod protection;
 mod recorder;
 mod report;
 mod request;
+mod retreat;
 mod shipper;
 mod status;
 mod syncer;
+mod unwatched;
 mod valve;
 
 pub use control::{
@@ -50,8 +57,9 @@ pub use control::{
     control_path,
 };
 pub use disk::FencedPolicy;
+pub use observer::Observer;
 pub use protection::Protection;
-pub use report::{DiskStatus, ProtectReport, ProtectStatus, Requests, VmStatus};
+pub use report::{DiskStatus, ProtectReport, ProtectStatus, Requests, SyncStatus, VmStatus};
 pub use request::{
     DEFAULT_PROTECT_LOG, DEFAULT_PROTECT_MEMORY, DEFAULT_SEGMENT_AGE, MIN_PROTECT_MEMORY, ProtectRequest,
 };

@@ -13,6 +13,7 @@ use super::health::Health;
 use super::memory::SiteMemory;
 use super::protection::export_name;
 use super::request::ProtectRequest;
+use super::unwatched;
 use crate::capture::VmSource;
 use crate::datastore::{DiskEngine, stamp};
 use crate::error::{Error, ErrorKind, Result};
@@ -136,7 +137,9 @@ impl Opener {
                         .push(format!("the write-intent bitmap of {export} is lost ({why}): all of it is compared"));
                 }
                 let share = Arc::clone(&self.share);
-                let changed = self.was_changed(memory, &backing, &index)?;
+                let image = backing.image().path().to_owned();
+                let unwatched = unwatched::is_noted(&image)?;
+                let changed = self.was_changed(memory, &backing, &index)? || unwatched;
                 let health = Arc::clone(&self.health);
                 let disk = ProtectedDisk::new(export.clone(), index, backing, intent, share, health, self.policy);
                 if changed && found != Found::New {
@@ -144,6 +147,10 @@ impl Opener {
                         "the image of {export} was changed while it was not protected: all of it is compared"
                     ));
                     disk.doubt_all().await?;
+                }
+                if unwatched {
+                    // All of it is marked now, durably.
+                    unwatched::clear(&image);
                 }
                 out.push(OpenedDisk { export, disk: Arc::new(disk) });
             }

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crossbeam::channel::Receiver;
 use tokio::sync::mpsc;
@@ -26,6 +27,7 @@ pub(crate) struct Packed {
     number: SegmentNo,
     builder: SegmentBuilder,
     point: Point,
+    at: Instant,
     written: u64,
     raw: u64,
 }
@@ -65,8 +67,8 @@ fn run(cuts: &Receiver<Cut>, out: &mpsc::Sender<Result<Packed>>, mut encoder: Fr
         let (number, written) = (cut.batch.number(), cut.batch.written());
         // The arena goes back before there is a wait.
         drop(cut.batch);
-        let packed =
-            packed.map(|builder| Packed { number, raw: builder.raw_bytes(), builder, point: cut.point, written });
+        let (point, at) = (cut.point, cut.at);
+        let packed = packed.map(|builder| Packed { number, raw: builder.raw_bytes(), builder, point, at, written });
         let packed = packed.io_context(|| format!("compress segment {number}"));
         let failed = packed.is_err();
         if out.blocking_send(packed).is_err() || failed {
@@ -116,6 +118,7 @@ fn seal(packed: Packed, chain: &Chain) -> Result<Sealed> {
         index: Some(sealed.index),
         bytes: bytes.into(),
         point: packed.point,
+        cut: packed.at,
         written: packed.written,
         raw: packed.raw,
     })

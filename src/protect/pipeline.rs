@@ -6,12 +6,13 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle as Thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::bounded;
 use tokio::sync::{Mutex, RwLock, mpsc, watch};
 use tokio::task::JoinHandle;
 
+use super::age::PointAge;
 use super::arena::ArenaPool;
 use super::backlog::Backlog;
 use super::clearer::Clearer;
@@ -19,16 +20,18 @@ use super::coverage::Members;
 use super::health::Health;
 use super::ledger::{self, Ledger};
 use super::memory::SiteMemory;
+use super::pace::Pace;
 use super::packer;
 use super::recorder::{MAX_EMPTY_CUTS, Recorder};
 use super::request::{Division, ProtectRequest};
-use super::shipper::{Shipped, Shipper};
+use super::shipper::{Covering, Shipped, Shipper};
 use super::syncer::Syncer;
 use super::valve::Valve;
 use crate::cancel::Cancel;
 use crate::capture::{Chain, ChainEnd, Halt};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::Catalogue;
+use crate::ids::Time;
 use crate::log::ReplicationLog;
 use crate::map::PointMap;
 use crate::store::DomainWriter;
@@ -58,6 +61,7 @@ pub(crate) struct Pipeline {
     pub(crate) chain: Arc<Chain>,
     pub(crate) shipped: watch::Receiver<Shipped>,
     pub(crate) sync_read: Arc<AtomicU64>,
+    pub(crate) pace: Arc<Pace>,
     clearer: Arc<Clearer>,
     health: Arc<Health>,
     /// Ends sync, cutting, clearing and the valve.
@@ -112,8 +116,7 @@ impl Pipeline {
             }
         });
 
-        let covered = map.last_point().map(|point| Arc::clone(&point.vms)).unwrap_or_default();
-        let at = Shipped { at: map.at(), point_time: last_point.unwrap_or_default(), covered, ..Shipped::default() };
+        let at = found(&map, request.clock.now());
         let (accepted, shipped) = watch::channel(at);
         let (ledger_in, ledger_out) = mpsc::channel(ledger::MAX_WAITING);
         let shipper = Shipper {
@@ -147,7 +150,7 @@ impl Pipeline {
         });
 
         let background = Cancel::new();
-        let sync_read = Arc::new(AtomicU64::new(0));
+        let (sync_read, pace) = (Arc::new(AtomicU64::new(0)), Arc::new(Pace::default()));
         let syncer = Syncer {
             members: Arc::clone(&members),
             recorder: Arc::clone(&recorder),
@@ -156,6 +159,7 @@ impl Pipeline {
             writer: Arc::clone(&writer),
             rate: request.sync_rate,
             read: Arc::clone(&sync_read),
+            pace: Arc::clone(&pace),
         };
         let clearer = Arc::new(Clearer {
             members,
@@ -190,6 +194,7 @@ impl Pipeline {
             chain,
             shipped,
             sync_read,
+            pace,
             clearer,
             health,
             background,
@@ -267,6 +272,21 @@ pub(crate) struct Stopped {
     /// Bytes of segments that were not shipped.
     pub(crate) left: u64,
     pub(crate) manifests: u64,
+}
+
+/// What is part of the domain at the start, at `now` of the wall clock.
+fn found(map: &PointMap, now: Time) -> Shipped {
+    let covered = map.last_point().map(|point| Arc::clone(&point.vms)).unwrap_or_default();
+    let point_time = map.last_point().map(|point| point.time).unwrap_or_default();
+    let mut shipped = Shipped { at: map.at(), point_time, covered, ..Shipped::default() };
+    let since = Instant::now();
+    let older = map.manifest().into_iter().flat_map(|manifest| &manifest.points);
+    for (at, point) in older.chain(map.points_since_manifest()) {
+        let age = PointAge::found(point.time, now, since);
+        let covering = Covering { at: at.segment, time: point.time, age };
+        shipped.points.extend(point.vms.iter().map(|vm| (*vm, covering)));
+    }
+    shipped
 }
 
 async fn until_worse(health: Arc<Health>, work: impl Future<Output = Result<()>>) {

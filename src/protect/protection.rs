@@ -22,10 +22,12 @@ use super::disk::{Flow, ProtectedDisk};
 use super::health::Health;
 use super::inherit;
 use super::memory::SiteMemory;
+use super::observer::Observer;
 use super::opening::{OpenedDisk, Opener};
 use super::pipeline::{Foundation, Pipeline};
 use super::report::{ProtectReport, ProtectStatus};
 use super::request::{ProtectRequest, divide};
+use super::retreat::{self, Failed, Retreat};
 use super::status;
 use super::valve::CaptureMode;
 use crate::cancel::Cancel;
@@ -39,8 +41,6 @@ use crate::map::PointMap;
 use crate::nbd::{Exports, Server, ServerOptions};
 use crate::store::{BaseChoice, DomainWriter, StartOptions, StorageSite};
 
-/// Wait before the storage site is asked again for the domain.
-const CLAIM_PAUSE: Duration = Duration::from_secs(2);
 /// How long clients' requests in flight are waited for at the end.
 const GRACE: Duration = Duration::from_secs(10);
 /// Buffers of the log's engine.
@@ -97,17 +97,14 @@ impl Protection {
     async fn serve_early(&mut self) -> Result<()> {
         let mut memory = self.memory.lock().await;
         let Some(record) = memory.record().cloned() else { return Ok(()) };
-        let known = |vm: &VmSource| {
-            let id = record.catalogue.vm_named(vm.name.as_str()).map(|v| v.id);
-            let has = |name: &Name| record.catalogue.disks.iter().any(|d| Some(d.vm) == id && d.name == *name);
-            vm.disks.iter().all(|disk| has(&disk.name))
-        };
-        let same = memory.is_same_boot() && self.request.vms.iter().all(known);
-        if !same && !self.request.open_unclaimed {
+        let known = self.are_known(&record.catalogue)?;
+        let ours = memory.is_same_boot() && known;
+        if !ours && !self.request.open_unclaimed {
             return Ok(());
         }
-        if !self.request.vms.iter().all(known) {
-            let why = "the exports cannot be opened before the domain is claimed: a disk was never protected here";
+        if !known {
+            let why = "the exports cannot be opened before the domain is claimed: a disk was never protected here, or \
+                       is smaller than it was";
             return Err(Error::new(ErrorKind::Refused, format!("domain {}: {why}", self.request.domain)));
         }
         let opened = self.opener.open_disks(&mut memory, record.domain, &record.catalogue, &self.request.vms).await?;
@@ -117,6 +114,20 @@ impl Protection {
         drop(memory);
         self.export(&opened)?;
         self.listen()
+    }
+
+    /// Whether `catalogue` has all disks, and no image is shorter than its disk was: a guest that runs must not find the
+    /// end of its disk gone.
+    fn are_known(&self, catalogue: &Catalogue) -> Result<bool> {
+        let mut sizes = self.opener.sizes(&self.request.vms)?.into_iter();
+        Ok(self.request.vms.iter().all(|vm| {
+            let id = catalogue.vm_named(vm.name.as_str()).map(|v| v.id);
+            vm.disks.iter().all(|disk| {
+                let size = sizes.next().unwrap_or_default();
+                let mut known = catalogue.disks.iter().filter(|d| Some(d.vm) == id && d.name == disk.name);
+                known.any(|known| size >= known.size || self.request.allow_shrink)
+            })
+        }))
     }
 
     /// The members are open for writing from now on, and nothing speaks of other disks any more.
@@ -167,27 +178,37 @@ impl Protection {
     }
 
     /// Claims the domain and starts to capture. A storage site that does not answer is asked again as long as the domain
-    /// was protected here before; `waiting` is told why.
+    /// was protected here before, and one that refuses as long as guests have their disks; `waiting` is told why.
     ///
     /// # Errors
     /// `Refused` where another site or writer owns the domain and nothing is served; where it is, the protection stays
-    /// `Fenced` and serves on as the policy says. `Cancelled`; what the map or the local disk says.
+    /// `Fenced` and serves on as the policy says, as it does where the log store fails. `Cancelled`; what the map says.
     pub async fn claim(&mut self, cancel: &Cancel, mut waiting: impl FnMut(&Error)) -> Result<()> {
         let before = self.memory.lock().await.record().is_some();
+        let mut waits = 0;
         loop {
-            match cancel.or_stop(self.try_claim()).await {
-                Ok(claimed) => return claimed,
-                Err(error) if error.kind() == ErrorKind::Unreachable && before => {
+            let (error, claimed) = match cancel.or_stop(self.try_claim()).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => (error, true),
+                Err(error) => (error, false),
+            };
+            match retreat::decide(Failed { kind: error.kind(), claimed, serving: self.is_serving(), before }) {
+                Retreat::Wait => {
                     self.health.store_fails(&error);
                     waiting(&error);
-                    tokio::select! { () = tokio::time::sleep(CLAIM_PAUSE) => {} () = cancel.cancelled() => {} }
+                    let pause = retreat::pause(waits);
+                    waits += 1;
+                    tokio::select! { () = tokio::time::sleep(pause) => {} () = cancel.cancelled() => {} }
                 }
-                Err(error) if matches!(error.kind(), ErrorKind::Refused | ErrorKind::Fenced) && self.is_serving() => {
-                    let fenced = Error::new(ErrorKind::Fenced, error.to_string());
-                    self.health.fail(&fenced);
+                Retreat::Serve if error.kind() == ErrorKind::Refused => {
+                    self.health.fail(&Error::new(ErrorKind::Fenced, error.to_string()));
                     return Ok(());
                 }
-                Err(error) => return Err(error),
+                Retreat::Serve => {
+                    self.health.fail(&error);
+                    return Ok(());
+                }
+                Retreat::End => return Err(error),
             }
         }
     }
@@ -206,8 +227,7 @@ impl Protection {
                 if let Err(end) = writer.finish().await {
                     tracing::warn!("the end of this run could not be told to other writers: {end}");
                 }
-                // The store may have gone away meanwhile; what is wrong here stays wrong.
-                return if error.kind() == ErrorKind::Unreachable { Err(error) } else { Ok(Err(error)) };
+                return Ok(Err(error));
             }
         };
         let foundation = Foundation {
@@ -312,6 +332,17 @@ impl Protection {
         status::of(&self.request, &self.members, &self.health, self.pipeline.as_ref(), &self.site, seconds).await
     }
 
+    /// Tells how it stands while [`Protection::claim`] is under way.
+    pub fn observer(&self) -> Observer {
+        Observer {
+            request: self.request.clone(),
+            members: Arc::clone(&self.members),
+            health: Arc::clone(&self.health),
+            site: self.site.clone(),
+            began: self.began,
+        }
+    }
+
     /// What the operator should know of how it started.
     pub fn notes(&self) -> &[String] {
         &self.notes
@@ -319,17 +350,13 @@ impl Protection {
 
     /// Whether another writer took over, or something else ended capture for good.
     pub fn mode(&self) -> CaptureMode {
-        match &self.pipeline {
-            Some(pipeline) => pipeline.valve.mode(),
-            None if self.health.is_fenced() => CaptureMode::Fenced,
-            None => CaptureMode::Starting,
-        }
+        status::mode(self.pipeline.as_ref(), &self.health)
     }
 
     /// Cuts a point now and waits until it is part of the domain; answers with its number.
     ///
     /// # Errors
-    /// `Refused` where nothing is captured now; `Cancelled` when it takes longer than `within`.
+    /// `Refused` where nothing is captured now; `Unreachable` when it takes longer than `within`; `Fenced`.
     pub async fn cut_point(&self, within: Duration) -> Result<u64> {
         let nothing = || Error::new(ErrorKind::Refused, "nothing is captured now; see the status");
         let pipeline = self.pipeline.as_ref().ok_or_else(nothing)?;
@@ -340,7 +367,8 @@ impl Protection {
             Ok(Ok(_)) => Ok(number.get()),
             Ok(Err(_)) => Err(Error::new(ErrorKind::Fenced, "shipping has ended; see the status")),
             Err(_) => {
-                Err(Error::new(ErrorKind::Cancelled, format!("point {} is cut and not shipped yet", number.get())))
+                let why = format!("point {} is cut and not part of the domain after {within:?}", number.get());
+                Err(Error::new(ErrorKind::Unreachable, why))
             }
         }
     }

@@ -33,6 +33,8 @@ pub(crate) struct Cut {
     pub(crate) batch: Batch,
     /// The point that the segment ends at.
     pub(crate) point: Point,
+    /// When that was, by a clock that never jumps.
+    pub(crate) at: Instant,
 }
 
 /// What became of a write.
@@ -101,18 +103,36 @@ impl Recorder {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Captures a write that is on the local disk, under its range lock. Answers with the segment that it joined.
+    /// Captures what was read back, under its range lock. Answers with the segment that it joined.
     pub(crate) async fn record(&self, disk: &IndexDisk, offset: u64, written: Written<'_>) -> Taken {
-        let deadline = tokio::time::Instant::now() + self.wait;
+        let mut patience = self.wait;
+        self.record_within(disk, offset, written, &mut patience).await
+    }
+
+    /// Captures a write that is on the local disk, under its range lock. Waits for room for `patience` at most, and takes
+    /// off it what it waited: a write of several parts is held no longer than one of a single part.
+    pub(crate) async fn record_within(
+        &self,
+        disk: &IndexDisk,
+        offset: u64,
+        written: Written<'_>,
+        patience: &mut Duration,
+    ) -> Taken {
+        let mut began = None;
         loop {
             let freed = self.pool.freed();
             tokio::pin!(freed);
             // Registered before it is looked whether one is free, so that none that comes back between is missed.
             freed.as_mut().enable();
             if let Some(taken) = self.try_record(disk, offset, written) {
+                let waited = began.map_or(Duration::ZERO, |began: Instant| began.elapsed());
+                *patience = patience.saturating_sub(waited);
                 return taken;
             }
-            if tokio::time::timeout_at(deadline, freed).await.is_err() {
+            let began = *began.get_or_insert_with(Instant::now);
+            let left = patience.saturating_sub(began.elapsed());
+            if tokio::time::timeout(left, freed).await.is_err() {
+                *patience = Duration::ZERO;
                 // At once, so that nobody behind this write waits as long again.
                 self.pause();
                 self.overrun.notify_one();
@@ -157,10 +177,11 @@ impl Recorder {
         let Some(cuts) = &state.cuts else { return false };
         let time = next_point_time(self.clock.now(), state.last_point);
         let point = Point::new(time, PointFlags::default(), state.coverage.covered());
-        match cuts.try_send(Cut { batch, point }) {
+        let at = Instant::now();
+        match cuts.try_send(Cut { batch, point, at }) {
             Ok(()) => {
                 state.last_point = Some(time);
-                state.last_cut = Instant::now();
+                state.last_cut = at;
                 true
             }
             // There is room for all arenas, so this is the end of the packers.
@@ -312,6 +333,21 @@ mod tests {
         assert!(!recorder.is_capturing());
         recorder.resume();
         assert_eq!(recorder.record(&disk(), 8192, Written::Bytes(&bytes)).await, Taken::Captured(SegmentNo::new(6)));
+    }
+
+    #[tokio::test]
+    async fn a_write_of_many_parts_is_held_no_longer_than_one_of_a_single_part() {
+        let (recorder, _cuts, _) = recorder(1, Duration::from_secs(5));
+        recorder.resume();
+        let (bytes, mut patience) = ([1; 8192], Duration::from_millis(20));
+        let put =
+            async |patience: &mut Duration| recorder.record_within(&disk(), 0, Written::Bytes(&bytes), patience).await;
+        put(&mut patience).await;
+        assert_eq!(patience, Duration::from_millis(20), "there was room");
+        assert_eq!((put(&mut patience).await, patience), (Taken::Not, Duration::ZERO));
+        recorder.resume();
+        // The next part of the same write: at once, or this would take for ever.
+        assert_eq!((put(&mut patience).await, patience), (Taken::Not, Duration::ZERO));
     }
 
     #[tokio::test]

@@ -26,18 +26,29 @@ pub struct ProtectStatus {
     pub shipped: u64,
     /// Time of the newest point that is part of the domain.
     pub point_time: Option<String>,
-    /// Age of that point in milliseconds: what would be lost now.
+    /// What would be lost now of the VM that would lose most, in milliseconds: the largest of the VMs' ages. Absent while
+    /// a VM has no point.
     pub rpo_ms: Option<u64>,
+    /// Initial sync and resync, while the chain may lack something.
+    pub sync: Option<SyncStatus>,
     /// Sealed segments that are not part of the domain yet, and their bytes.
     pub waiting_segments: u64,
     /// See `waiting_segments`.
     pub waiting_bytes: u64,
+    /// Bytes of them in memory; the rest is in the log.
+    pub waiting_memory: u64,
     /// Bytes of the replication log in use.
     pub log_used: u64,
     /// Bytes of the replication log.
     pub log_size: u64,
     /// How long each write is held now, in microseconds.
     pub hold_us: u64,
+    /// Longest time that a write may be held, all in all, in microseconds.
+    pub hold_bound_us: u64,
+    /// Writes that were held since the start, and the longest time of one in microseconds.
+    pub held_writes: u64,
+    /// See `held_writes`.
+    pub longest_held_us: u64,
     /// Bytes that guests wrote into what was shipped.
     pub written: u64,
     /// Bytes of frames of what was shipped, before compression.
@@ -52,6 +63,19 @@ pub struct ProtectStatus {
     pub requests: Requests,
     /// What is wrong, in words.
     pub problems: Vec<String>,
+}
+
+/// How far initial sync and resync are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct SyncStatus {
+    /// Bytes of the disks that are synced.
+    pub total: u64,
+    /// Bytes of them that are done.
+    pub done: u64,
+    /// Bytes done in a second lately; absent where nothing got on, as while the storage site is away.
+    pub rate: Option<u64>,
+    /// Seconds that the rest takes at that rate.
+    pub eta_s: Option<u64>,
 }
 
 /// Requests to a storage site: users pay for them.
@@ -74,6 +98,12 @@ pub struct VmStatus {
     pub name: String,
     /// `Recoverable`, `Initial Sync`, `Resync` or `Error`.
     pub status: String,
+    /// The newest point of the domain that covers it; absent where none does, or the last one was before what is looked at.
+    pub point: Option<u64>,
+    /// Time of that point.
+    pub point_time: Option<String>,
+    /// Age of that point in milliseconds, measured: what would be lost of this VM now.
+    pub rpo_ms: Option<u64>,
     /// Its disks.
     pub disks: Vec<DiskStatus>,
 }

@@ -8,13 +8,14 @@
 //! settled, reported or cleared before. A store that does not answer is asked for ever, with a bounded pace; only being
 //! superseded, and a damaged log, end it. Limits: [`MAX_UPLOADS`] at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, watch};
 
+use super::age::PointAge;
 use super::backlog::{Backlog, Entry, Sealed};
 use super::health::Health;
 use crate::error::{Error, ErrorKind, Result};
@@ -36,6 +37,8 @@ pub(crate) struct Shipped {
     pub(crate) point_time: Time,
     /// VMs that it covers.
     pub(crate) covered: Arc<[VmId]>,
+    /// The newest accepted point that covers each VM, of those that one does.
+    pub(crate) points: HashMap<VmId, Covering>,
     /// Segments accepted in this run.
     pub(crate) segments: u64,
     /// Their bytes.
@@ -44,6 +47,14 @@ pub(crate) struct Shipped {
     pub(crate) raw: u64,
     /// Bytes that guests wrote for them.
     pub(crate) written: u64,
+}
+
+/// The newest accepted point that covers a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Covering {
+    pub(crate) at: SegmentNo,
+    pub(crate) time: Time,
+    pub(crate) age: PointAge,
 }
 
 /// See the module.
@@ -149,6 +160,9 @@ impl Shipper {
                     shipped.at = sealed.header.id();
                     shipped.point_time = sealed.point.time;
                     shipped.covered = Arc::clone(&sealed.point.vms);
+                    let (at, time) = (sealed.header.segment, sealed.point.time);
+                    let covering = Covering { at, time, age: PointAge::cut_at(sealed.cut) };
+                    shipped.points.extend(sealed.point.vms.iter().map(|vm| (*vm, covering)));
                     shipped.segments += 1;
                     shipped.stored += sealed.header.total_len;
                     shipped.raw += sealed.raw;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use super::coverage::Members;
 use super::disk::ProtectedDisk;
@@ -9,7 +10,7 @@ use super::health::Health;
 use super::pipeline::Pipeline;
 use super::protection::export_name;
 use super::recorder::Coverage;
-use super::report::{DiskStatus, ProtectStatus, Requests, VmStatus};
+use super::report::{DiskStatus, ProtectStatus, Requests, SyncStatus, VmStatus};
 use super::request::ProtectRequest;
 use super::valve::CaptureMode;
 use crate::format::Catalogue;
@@ -25,20 +26,22 @@ pub(super) async fn of(
     site: &StorageSite,
     seconds: u64,
 ) -> ProtectStatus {
-    let mode = match pipeline {
-        Some(pipeline) => pipeline.valve.mode(),
-        None if health.is_fenced() => CaptureMode::Fenced,
-        None => CaptureMode::Starting,
-    };
+    let mode = mode(pipeline, health);
     let (catalogue, disks) = (members.catalogue(), members.disks());
     // By the newest point that is part of the domain, and by the disks as they are now.
-    let shipped = pipeline.map(|p| Arc::clone(&p.shipped.borrow().covered)).unwrap_or_default();
-    let covered: Vec<VmId> = members.covered().into_iter().filter(|vm| shipped.contains(vm)).collect();
-    let findings = health.findings();
-    let vms = catalogue.vms.iter().map(|vm| VmStatus {
-        name: vm.name.to_string(),
-        status: vm_status(vm.id, covered.contains(&vm.id), &disks, pipeline).to_owned(),
-        disks: disks.iter().filter(|d| d.index_disk().vm == vm.id).map(|d| disk_status(d, &catalogue)).collect(),
+    let shipped = pipeline.map(|p| p.shipped.borrow().clone()).unwrap_or_default();
+    let covered: Vec<VmId> = members.covered().into_iter().filter(|vm| shipped.covered.contains(vm)).collect();
+    let (findings, instant) = (health.findings(), Instant::now());
+    let vms = catalogue.vms.iter().map(|vm| {
+        let covering = shipped.points.get(&vm.id);
+        VmStatus {
+            name: vm.name.to_string(),
+            status: vm_status(vm.id, covered.contains(&vm.id), &disks, pipeline).to_owned(),
+            point: covering.map(|c| c.at.get()),
+            point_time: covering.map(|c| c.time.to_string()),
+            rpo_ms: covering.map(|c| c.age.millis(instant)),
+            disks: disks.iter().filter(|d| d.index_disk().vm == vm.id).map(|d| disk_status(d, &catalogue)).collect(),
+        }
     });
     let mut status = ProtectStatus {
         domain: request.domain.to_string(),
@@ -58,23 +61,46 @@ pub(super) async fn of(
     }
     status.status = domain_status(mode, &status.vms).to_owned();
     if let Some(pipeline) = pipeline {
-        let (shipped, waiting) = (pipeline.shipped.borrow().clone(), pipeline.backlog.waiting());
-        let now = request.clock.now().millis();
+        let waiting = pipeline.backlog.waiting();
         status.generation = Some(pipeline.writer.generation().get());
         status.captured = pipeline.recorder.newest().get();
         status.shipped = shipped.at.segment.get();
         if shipped.point_time.millis() > 0 {
             status.point_time = Some(shipped.point_time.to_string());
-            status.rpo_ms = Some(now.saturating_sub(shipped.point_time.millis()));
         }
+        let ages: Option<Vec<u64>> = status.vms.iter().map(|vm| vm.rpo_ms).collect();
+        status.rpo_ms = ages.and_then(|ages| ages.into_iter().max());
+        status.sync = sync_status(&disks, pipeline.pace.rate(instant));
         (status.waiting_segments, status.waiting_bytes) = (waiting.segments, waiting.bytes);
+        status.waiting_memory = waiting.memory;
         (status.log_used, status.log_size) = waiting.log;
-        status.hold_us = u64::try_from(pipeline.valve.hold().as_micros()).unwrap_or(u64::MAX);
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        status.hold_us = micros(pipeline.valve.hold());
+        status.hold_bound_us = micros(pipeline.valve.bound());
+        (status.held_writes, status.longest_held_us) = pipeline.valve.held();
         (status.written, status.raw) = (shipped.written, shipped.raw);
         status.sync_read = pipeline.sync_read.load(Relaxed);
         (status.stored, status.segments) = (shipped.stored, shipped.segments);
     }
     status
+}
+
+/// What is done with guests' writes.
+pub(super) fn mode(pipeline: Option<&Pipeline>, health: &Health) -> CaptureMode {
+    match pipeline {
+        Some(pipeline) => pipeline.valve.mode(),
+        None if health.is_fenced() => CaptureMode::Fenced,
+        None if !health.is_sound() => CaptureMode::Failed,
+        None => CaptureMode::Starting,
+    }
+}
+
+/// How far sync is on the disks that the chain may lack something of.
+fn sync_status(disks: &[Arc<ProtectedDisk>], rate: Option<u64>) -> Option<SyncStatus> {
+    let parts = disks.iter().map(|disk| (disk.index_disk().size, disk.intent().report().unsynced_bytes));
+    let (total, left) = parts.filter(|(_, left)| *left > 0).fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
+    let eta_s = rate.filter(|rate| *rate > 0).map(|rate: u64| left.div_ceil(rate));
+    (left > 0).then_some(SyncStatus { total, done: total.saturating_sub(left), rate, eta_s })
 }
 
 /// Requests to the storage site in the `seconds` since the start.

@@ -14,6 +14,7 @@ use tokio::sync::RwLock;
 use super::backlog::Backlog;
 use super::coverage::Members;
 use super::disk::ProtectedDisk;
+use super::pace::Pace;
 use super::recorder::{Recorder, Taken, Written};
 use crate::cancel::Cancel;
 use crate::capture::{Change, Comparer};
@@ -42,6 +43,8 @@ pub(crate) struct Syncer {
     /// Bytes of disk that are read in a second at most; `None` for no limit.
     pub(crate) rate: Option<u64>,
     pub(crate) read: Arc<AtomicU64>,
+    /// What was synced when.
+    pub(crate) pace: Arc<Pace>,
 }
 
 /// What became of a region.
@@ -145,6 +148,7 @@ impl Syncer {
             offset += len;
         }
         disk.intent().synced(region, last);
+        self.pace.add(range.end - range.start, Instant::now());
         Ok(Outcome::Synced)
     }
 

@@ -53,6 +53,9 @@ pub(crate) struct Valve {
     health: Arc<Health>,
     longest_hold: Duration,
     hold_micros: AtomicU64,
+    /// Writes that were held, and the longest time of one, in microseconds.
+    held: AtomicU64,
+    longest_held: AtomicU64,
     mode: watch::Sender<CaptureMode>,
 }
 
@@ -65,7 +68,8 @@ impl Valve {
         longest_hold: Duration,
     ) -> Valve {
         let mode = watch::Sender::new(CaptureMode::Starting);
-        Valve { recorder, backlog, health, longest_hold, hold_micros: AtomicU64::new(0), mode }
+        let [hold_micros, held, longest_held] = [0; 3].map(AtomicU64::new);
+        Valve { recorder, backlog, health, longest_hold, hold_micros, held, longest_held, mode }
     }
 
     /// Starts capturing.
@@ -82,6 +86,24 @@ impl Valve {
     /// How long a write is to be held before it is made.
     pub(crate) fn hold(&self) -> Duration {
         Duration::from_micros(self.hold_micros.load(Relaxed))
+    }
+
+    /// Longest time that a write may be held, all in all.
+    pub(crate) fn bound(&self) -> Duration {
+        self.longest_hold
+    }
+
+    /// A write was held for so long, all in all.
+    pub(crate) fn note_held(&self, time: Duration) {
+        if !time.is_zero() {
+            self.held.fetch_add(1, Relaxed);
+            self.longest_held.fetch_max(micros(time), Relaxed);
+        }
+    }
+
+    /// Writes that were held, and the longest time of one in microseconds.
+    pub(crate) fn held(&self) -> (u64, u64) {
+        (self.held.load(Relaxed), self.longest_held.load(Relaxed))
     }
 
     /// Looks after the mode until `end`.
@@ -117,7 +139,7 @@ impl Valve {
             }
             _ => Duration::ZERO,
         };
-        self.hold_micros.store(u64::try_from(hold.as_micros()).unwrap_or(u64::MAX), Relaxed);
+        self.hold_micros.store(micros(hold), Relaxed);
         if next == before {
             return;
         }
@@ -129,6 +151,10 @@ impl Valve {
         }
         self.mode.send_replace(next);
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// What the next mode depends on.

@@ -1,15 +1,15 @@
 //! TLS: offered, demanded, with certificates of clients, and everything that can be wrong with it.
 
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::client::*;
 use super::rig::{Healthy, Rig};
+use super::support::pki::Pki;
 use super::support::skipped;
 use freshet::error::ErrorKind;
 use freshet::nbd::{CacheMode, ServerOptions, Tls, TlsIdentity};
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -17,58 +17,24 @@ use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, Stream
 
 const ERR_TLS_REQD: u32 = (1 << 31) | 5;
 
-/// Certificates in files, named as QEMU and libnbd look for them.
-struct Pki {
-    dir: tempfile::TempDir,
+fn identity(pki: &Pki, clients: Option<&Path>) -> TlsIdentity {
+    TlsIdentity::load(&pki.path("server-cert.pem"), &pki.path("server-key.pem"), clients).unwrap()
 }
 
-impl Pki {
-    fn new() -> Pki {
-        let dir = tempfile::tempdir().unwrap();
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::DigitalSignature];
-        let root = params.self_signed(&key).unwrap();
-        std::fs::write(dir.path().join("ca-cert.pem"), root.pem()).unwrap();
-        let issuer = Issuer::new(params, key);
-        for (name, usage) in
-            [("server", ExtendedKeyUsagePurpose::ServerAuth), ("client", ExtendedKeyUsagePurpose::ClientAuth)]
-        {
-            let key = KeyPair::generate().unwrap();
-            let mut params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
-            params.extended_key_usages = vec![usage];
-            params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature, rcgen::KeyUsagePurpose::KeyEncipherment];
-            let certificate = params.signed_by(&key, &issuer).unwrap();
-            std::fs::write(dir.path().join(format!("{name}-cert.pem")), certificate.pem()).unwrap();
-            std::fs::write(dir.path().join(format!("{name}-key.pem")), key.serialize_pem()).unwrap();
+/// What a client knows: the root, and its own certificate if it shows one.
+fn client_of(pki: &Pki, own: Option<&Pki>) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(pki.path("ca-cert.pem")).unwrap()).unwrap();
+    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
+    Arc::new(match own {
+        None => builder.with_no_client_auth(),
+        Some(pki) => {
+            let chain = vec![CertificateDer::from_pem_file(pki.path("client-cert.pem")).unwrap()];
+            let key = PrivateKeyDer::from_pem_file(pki.path("client-key.pem")).unwrap();
+            builder.with_client_auth_cert(chain, key).unwrap()
         }
-        Pki { dir }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn identity(&self, clients: Option<&Path>) -> TlsIdentity {
-        TlsIdentity::load(&self.path("server-cert.pem"), &self.path("server-key.pem"), clients).unwrap()
-    }
-
-    /// What a client knows: the root, and its own certificate if it shows one.
-    fn client(&self, own: Option<&Pki>) -> Arc<ClientConfig> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(self.path("ca-cert.pem")).unwrap()).unwrap();
-        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
-        let builder = builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
-        Arc::new(match own {
-            None => builder.with_no_client_auth(),
-            Some(pki) => {
-                let chain = vec![CertificateDer::from_pem_file(pki.path("client-cert.pem")).unwrap()];
-                let key = PrivateKeyDer::from_pem_file(pki.path("client-key.pem")).unwrap();
-                builder.with_client_auth_cert(chain, key).unwrap()
-            }
-        })
-    }
+    })
 }
 
 fn rig(tls: Tls) -> Rig {
@@ -86,7 +52,7 @@ fn secure(mut client: Client, config: Arc<ClientConfig>) -> Client {
 #[test]
 fn a_server_that_demands_tls_answers_nothing_before() {
     let pki = Pki::new();
-    let rig = rig(Tls::Required(pki.identity(None)));
+    let rig = rig(Tls::Required(identity(&pki, None)));
     let mut client = Client::greet(&rig.tcp);
     for (option, data) in [
         (OPT_LIST, vec![]),
@@ -100,7 +66,7 @@ fn a_server_that_demands_tls_answers_nothing_before() {
         assert_eq!(client.verdict(option, &data), ERR_TLS_REQD, "{option}");
     }
     assert_eq!(client.verdict(OPT_STARTTLS, b"x"), ERR_INVALID);
-    let mut client = secure(client, pki.client(None));
+    let mut client = secure(client, client_of(&pki, None));
     assert_eq!(client.verdict(OPT_STARTTLS, &[]), ERR_INVALID, "TLS within TLS");
     client.structured();
     client.set_meta("disk", &["base:allocation"]);
@@ -124,11 +90,11 @@ fn a_server_that_demands_tls_answers_nothing_before() {
 #[test]
 fn starttls_forgets_what_was_agreed_on_in_the_clear() {
     let pki = Pki::new();
-    let rig = rig(Tls::Allowed(pki.identity(None)));
+    let rig = rig(Tls::Allowed(identity(&pki, None)));
     let mut client = Client::greet(&rig.unix);
     client.structured();
     assert_eq!(client.set_meta("disk", &["base:allocation"]).len(), 2);
-    let mut client = secure(client, pki.client(None));
+    let mut client = secure(client, client_of(&pki, None));
     assert_eq!(client.verdict(OPT_LIST_META, &meta_data("disk", &[])), ERR_INVALID, "no structured replies any more");
     client.go("disk");
     client.send(READ, 0, 0, 4096, &[]);
@@ -142,14 +108,14 @@ fn starttls_forgets_what_was_agreed_on_in_the_clear() {
 #[test]
 fn clients_without_the_right_certificate_get_nowhere() {
     let (pki, other) = (Pki::new(), Pki::new());
-    let rig = rig(Tls::Required(pki.identity(Some(&pki.path("ca-cert.pem")))));
-    let mut client = secure(Client::greet(&rig.tcp), pki.client(Some(&pki)));
+    let rig = rig(Tls::Required(identity(&pki, Some(&pki.path("ca-cert.pem")))));
+    let mut client = secure(Client::greet(&rig.tcp), client_of(&pki, Some(&pki)));
     client.structured();
     client.set_meta("disk", &["base:allocation"]);
     client.go("disk");
     assert_eq!(client.write(0, &[1; 4096]), 0);
     for own in [None, Some(&other)] {
-        let mut client = secure(Client::greet(&rig.tcp), pki.client(own));
+        let mut client = secure(Client::greet(&rig.tcp), client_of(&pki, own));
         // TLS 1.3 lets a client speak before it learns that it was refused.
         let refused = client.send_option(OPT_LIST, &[]).is_err() || client.option_replies(OPT_LIST).is_err();
         assert!(refused, "served without a certificate");
@@ -160,7 +126,7 @@ fn clients_without_the_right_certificate_get_nowhere() {
 #[test]
 fn what_is_no_tls_ends_the_connection_and_nothing_in_the_clear_is_answered() {
     let pki = Pki::new();
-    let rig = rig(Tls::Allowed(pki.identity(None)));
+    let rig = rig(Tls::Allowed(identity(&pki, None)));
     let healthy = Healthy::start(&rig);
     let mut client = Client::greet(&rig.tcp);
     assert_eq!(client.verdict(OPT_STARTTLS, &[]), REP_ACK);
@@ -215,7 +181,7 @@ fn other_clients_come_in_with_certificates() {
         }
     }
     let pki = Pki::new();
-    let rig = rig(Tls::Required(pki.identity(Some(&pki.path("ca-cert.pem")))));
+    let rig = rig(Tls::Required(identity(&pki, Some(&pki.path("ca-cert.pem")))));
     let dir = pki.dir.path().display();
     let freshet::nbd::Address::Tcp(address) = rig.tcp.clone() else { panic!("TCP") };
     let uri = format!("nbds://localhost:{}/disk?tls-certificates={dir}", address.port());

@@ -1,17 +1,27 @@
 //! One file for each group of cases; what they share is here.
 
 mod capture;
+mod clocks;
+mod control;
 mod databases;
 mod faults;
 mod guest;
 mod hostile;
+mod images;
 mod kills;
+mod logs;
 mod order;
 mod outside;
+mod overload;
 mod peers;
+mod program;
 #[path = "../nbd/client.rs"]
 #[allow(dead_code, reason = "shared with the tests of the server")]
 mod raw_client;
+mod restarts;
+mod rivals;
+mod stores;
+mod tls;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::PATIENCE;
+use crate::support::mounts::mount_memory;
 use crate::support::real_images::{find, run, tool};
 
 /// The first of some programs that this machine lacks.
@@ -67,6 +68,11 @@ impl Running {
         lines.iter().take_while(|(at, _)| *at <= time).map(|(_, line)| line.clone()).collect()
     }
 
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits for a line.
     pub(crate) fn wait_line(&self, what: &str, is: impl Fn(&str) -> bool) -> String {
         wait_for(what, || self.lines().into_iter().find(|line| is(line)))
@@ -108,6 +114,13 @@ impl Mount {
     pub(crate) fn image(file: &Path, at: &Path) -> Mount {
         std::fs::create_dir_all(at).unwrap();
         run(tool("mount").args(["-t", "ext4", "-o", "loop"]).arg(file).arg(at));
+        Mount(at.to_owned())
+    }
+
+    /// Mounts a new file system of memory.
+    pub(crate) fn memory(at: &Path, options: &str) -> Mount {
+        std::fs::create_dir_all(at).unwrap();
+        mount_memory("tmpfs", at, options);
         Mount(at.to_owned())
     }
 

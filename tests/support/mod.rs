@@ -15,6 +15,7 @@ pub(crate) mod mounts;
 pub(crate) mod naive_s3;
 pub(crate) mod nbd_client;
 pub(crate) mod peers;
+pub(crate) mod pki;
 pub(crate) mod real_images;
 pub(crate) mod s3;
 pub(crate) mod scripted;

@@ -36,5 +36,10 @@ pub(crate) fn remount(at: &Path, options: &str) {
 /// Makes a mounted file system read-only, or writable again.
 pub(crate) fn set_read_only(at: &Path, read_only: bool) {
     let flags = if read_only { MountFlags::RDONLY } else { MountFlags::empty() };
-    mount_remount(at, flags, "").unwrap();
+    // Busy while a file is open for writing, which who writes all the time has it now and then.
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while let Err(error) = mount_remount(at, flags, "") {
+        assert!(error == rustix::io::Errno::BUSY && std::time::Instant::now() < until, "{}: {error}", at.display());
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
 }

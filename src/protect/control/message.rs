@@ -34,6 +34,9 @@ pub enum ControlRequest {
         disk: String,
         /// Its image.
         path: PathBuf,
+        /// Bytes that the image must have; its own unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        size: Option<u64>,
     },
     /// A VM joins with all its disks, so that no point covers a part of it.
     AddVm {
@@ -66,6 +69,9 @@ pub struct DiskSpec {
     pub name: String,
     /// Its image.
     pub path: PathBuf,
+    /// Bytes that the image must have; its own unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
 }
 
 /// What is answered where a request was done.
@@ -128,8 +134,8 @@ impl ControlRequest {
         let invalid = |why: String| Err(Error::new(ErrorKind::Invalid, why));
         Ok(match self {
             ControlRequest::Status => Command::Status,
-            ControlRequest::AddDisk { vm, disk, path } => {
-                Command::Add(source(&vm, vec![DiskSpec { name: disk, path }])?)
+            ControlRequest::AddDisk { vm, disk, path, size } => {
+                Command::Add(source(&vm, vec![DiskSpec { name: disk, path, size }])?)
             }
             ControlRequest::AddVm { vm, disks } => Command::Add(source(&vm, disks)?),
             ControlRequest::RemoveDisk { vm, disk } => Command::RemoveDisk(Name::new(&vm)?, Name::new(&disk)?),
@@ -168,7 +174,7 @@ fn source(vm: &str, specs: Vec<DiskSpec>) -> Result<VmSource> {
         if disks.iter().any(|d| d.name == disk) {
             return Err(Error::new(ErrorKind::Invalid, format!("disk {disk} of VM {name} is named twice")));
         }
-        disks.push(DiskSource { name: disk, path: spec.path, size: None });
+        disks.push(DiskSource { name: disk, path: spec.path, size: spec.size });
     }
     Ok(VmSource { name, disks, definition: None })
 }

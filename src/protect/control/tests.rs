@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::capture::VmSource;
+use crate::capture::{DiskSource, VmSource};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Name;
 
@@ -54,7 +54,8 @@ impl Controlled for Noted {
         Box::pin(async move {
             self.begun.add_permits(1);
             self.go.acquire().await.unwrap().forget();
-            let disks = vm.disks.iter().map(|d| format!(" {}={}", d.name, d.path.display()));
+            let size = |d: &DiskSource| d.size.map_or(String::new(), |size| format!(",size={size}"));
+            let disks = vm.disks.iter().map(|d| format!(" {}={}{}", d.name, d.path.display(), size(d)));
             self.note(format!("add {}{}", vm.name, disks.collect::<String>()));
             Ok(())
         })
@@ -132,7 +133,7 @@ async fn hung_up(stream: &UnixStream) {
 }
 
 fn add(disk: &str) -> ControlRequest {
-    ControlRequest::AddDisk { vm: "web".into(), disk: disk.into(), path: "/images/x".into() }
+    ControlRequest::AddDisk { vm: "web".into(), disk: disk.into(), path: "/images/x".into(), size: None }
 }
 
 #[tokio::test]
@@ -141,8 +142,8 @@ async fn every_request_reaches_the_protection_and_its_answer_the_client() {
     let mut client = bench.client().await;
     bench.noted.go.add_permits(2);
     let disks = vec![
-        DiskSpec { name: "a".into(), path: "/images/a".into() },
-        DiskSpec { name: "b".into(), path: "/images/b".into() },
+        DiskSpec { name: "a".into(), path: "/images/a".into(), size: Some(4096) },
+        DiskSpec { name: "b".into(), path: "/images/b".into(), size: None },
     ];
     for (request, reply) in [
         (ControlRequest::Status, ControlReply::Status(bench.noted.status.clone())),
@@ -156,7 +157,7 @@ async fn every_request_reaches_the_protection_and_its_answer_the_client() {
     let error =
         soon(client.call(&ControlRequest::RemoveDisk { vm: "web".into(), disk: "x".into() })).await.unwrap_err();
     assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::NotFound, "VM web has no disk x"));
-    assert_eq!(bench.noted.asked(), ["add web data=/images/x", "add db a=/images/a b=/images/b", "stop"]);
+    assert_eq!(bench.noted.asked(), ["add web data=/images/x", "add db a=/images/a,size=4096 b=/images/b", "stop"]);
     soon(bench.server.shutdown()).await;
     assert!(!control_path(bench.dir.path()).exists());
     assert_eq!(ControlClient::connect(&control_path(bench.dir.path())).await.unwrap_err().kind(), ErrorKind::NotFound);
@@ -181,7 +182,9 @@ async fn what_is_no_request_is_told_so_and_does_nothing() {
         (r#"{"version":1,"request":"add-disk","vm":"web","disk":"d","path":"relative"}"#, "invalid"),
         (r#"{"version":1,"request":"add-disk","vm":"w\u0007eb","disk":"d","path":"/x"}"#, "invalid"),
         (r#"{"version":1,"request":"add-vm","vm":"web","disks":[]}"#, "invalid"),
-        (r#"{"version":1,"request":"add-vm","vm":"web","disks":[{"name":"a","path":"/a","size":1}]}"#, "invalid"),
+        (r#"{"version":1,"request":"add-vm","vm":"web","disks":[{"name":"a","path":"/a","grow":1}]}"#, "invalid"),
+        (r#"{"version":1,"request":"add-vm","vm":"web","disks":[{"name":"a","path":"/a","size":null}]}"#, "invalid"),
+        (r#"{"version":1,"request":"add-disk","vm":"web","disk":"d","path":"/x","size":-1}"#, "invalid"),
         (
             r#"{"version":1,"request":"add-vm","vm":"w","disks":[{"name":"a","path":"/a"},{"name":"a","path":"/b"}]}"#,
             "invalid",
