@@ -7,7 +7,8 @@ use std::error::Error as StdError;
 use std::fmt;
 
 /// What the caller of a failed operation must do next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ErrorKind {
     /// The request or a setting is wrong: correct it. Nothing was done.
     Invalid,

@@ -11,6 +11,8 @@
 //! |---|---|
 //! | [`capture`] | disk images into segments, map pages and manifests |
 //! | [`protect`] | writes of running guests into segments, in order, within about a second |
+//! | [`failover`] | plans and tasks that move a domain from site to site, journaled step by step |
+//! | [`hypervisor`] | VMs defined over served disks, started, stopped and looked at |
 //! | [`datastore`] | buffers, and the engine that moves them to and from local disks |
 //! | [`mod@format`] | bytes of every object and file, no I/O |
 //! | [`intent`] | which regions of a protected disk the chain may lack, durable before they are written |
@@ -30,7 +32,9 @@ pub mod clock;
 pub mod datastore;
 pub mod demo;
 pub mod error;
+pub mod failover;
 pub mod format;
+pub mod hypervisor;
 pub mod ids;
 pub mod inspect;
 pub mod intent;

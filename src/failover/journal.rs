@@ -1,0 +1,89 @@
+//! Where what happened to tasks is kept: durable before it is acted on.
+//!
+//! Invariant: a task's entries are numbered 1, 2, 3, ... without gaps, and none is ever changed. Appending the same entry
+//! again is no error, so that an append whose acknowledgement was lost can be repeated.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use super::event::Entry;
+use super::task::TaskId;
+use crate::error::{Error, ErrorKind, Result};
+
+/// A durable list of entries for each task. Calls may block: they are made off the asynchronous threads.
+pub trait Journal: Send + Sync {
+    /// Keeps `entry` as number [`Entry::n`] of `task`, durable when it returns, and answers with that number. The same
+    /// entry once more changes nothing.
+    ///
+    /// # Errors
+    /// `Internal` where another entry has that number or the one before is missing; `Io`, `Full` where it cannot be kept.
+    fn append(&self, task: TaskId, entry: &Entry) -> Result<u64>;
+
+    /// All entries of all tasks; those of one task in order.
+    ///
+    /// # Errors
+    /// `Damaged`, `Unsupported`, `Io` where it cannot be read.
+    fn load(&self) -> Result<Vec<(TaskId, Entry)>>;
+}
+
+/// A journal in memory, for tests and for trying things out. It keeps the text of entries, as a real one does.
+#[derive(Debug, Default)]
+pub struct MemoryJournal {
+    tasks: Mutex<BTreeMap<TaskId, Vec<String>>>,
+}
+
+impl MemoryJournal {
+    /// An empty one.
+    pub fn new() -> MemoryJournal {
+        MemoryJournal::default()
+    }
+}
+
+impl Journal for MemoryJournal {
+    fn append(&self, task: TaskId, entry: &Entry) -> Result<u64> {
+        let text = entry.to_text()?;
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = tasks.entry(task).or_default();
+        let at = usize::try_from(entry.n).unwrap_or(usize::MAX);
+        let wrong = |why: &str| {
+            let have = entries.len();
+            Error::new(ErrorKind::Internal, format!("task {task}: entry {at} of its journal {why}; it has {have}"))
+        };
+        match (at.checked_sub(1).and_then(|i| entries.get(i)), at == entries.len() + 1) {
+            (Some(there), _) if *there == text => Ok(entry.n),
+            (Some(_), _) => Err(wrong("is another one")),
+            (None, true) => {
+                entries.push(text);
+                Ok(entry.n)
+            }
+            (None, false) => Err(wrong("does not follow the last")),
+        }
+    }
+
+    fn load(&self) -> Result<Vec<(TaskId, Entry)>> {
+        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = tasks.iter().flat_map(|(id, entries)| entries.iter().map(move |text| (*id, text)));
+        all.map(|(id, text)| Ok((id, Entry::from_text(text)?))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failover::event::Event;
+    use crate::ids::Time;
+
+    #[test]
+    fn entries_are_kept_once_and_without_gaps() {
+        let journal = MemoryJournal::new();
+        let id = TaskId::new(Time::from_millis(1));
+        let began = |n, step| Entry::new(n, Time::from_millis(5), Event::Began { step });
+        assert_eq!(journal.append(id, &began(1, 0)).unwrap(), 1);
+        assert_eq!(journal.append(id, &began(1, 0)).unwrap(), 1);
+        assert_eq!(journal.append(id, &began(1, 7)).unwrap_err().kind(), ErrorKind::Internal);
+        assert_eq!(journal.append(id, &began(3, 0)).unwrap_err().kind(), ErrorKind::Internal);
+        assert_eq!(journal.append(id, &began(0, 0)).unwrap_err().kind(), ErrorKind::Internal);
+        journal.append(id, &began(2, 1)).unwrap();
+        assert_eq!(journal.load().unwrap(), [(id, began(1, 0)), (id, began(2, 1))]);
+    }
+}

@@ -1,0 +1,58 @@
+//! Failover: plans, runbooks, and the tasks that carry them out.
+//!
+//! ```text
+//! request --validate--> task: Check, then the steps of its mode --------------------------------> Running in Failover
+//!                        |  each: intent into the journal, act through the World, outcome into the journal
+//!                        |
+//!  journal --replay------+  the same pure transition function decides, live and after a restart
+//! ```
+//!
+//! Nothing here touches a storage site, a disk or a hypervisor: that is the [`World`]'s, and what is done twice there is
+//! done once. A task is what its journal says, folded; a step is begun only when its intent is durable, looks at what is
+//! so before it acts, and can be repeated.
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `words`, `facts`, `survey` | what an operator sees, and what it follows from |
+//! | `plan`, `runbook`, `request`, `finding` | what is asked for, and what is wrong with it |
+//! | `task`, `step`, `event`, `journal` | a task, its steps, what happened to it, and where that is kept |
+//! | `transition`, `policy` | what a task becomes by what happened, and what follows from a failure |
+//! | `world` | everything that steps observe and do |
+
+mod event;
+mod facts;
+mod finding;
+mod journal;
+mod plan;
+mod policy;
+mod request;
+mod runbook;
+mod step;
+mod survey;
+mod task;
+mod transition;
+mod words;
+mod world;
+
+pub use event::{ENTRY_VERSION, Entry, Event, MAX_ENTRY_LEN, Outcome};
+pub use facts::{DomainFacts, FollowFacts, HandOverRequest, LocalDisks, Owner, PointFacts, VmFacts};
+pub use finding::{Finding, Severity, Stage};
+pub use journal::{Journal, MemoryJournal};
+pub use plan::{
+    ApplianceNetworks, DEFAULT_RELEASE_LIMIT, DEFAULT_SHUTDOWN_LIMIT, Direction, DrSettings, FailoverMode,
+    FailoverPlan, FailoverSettings, General, Options, PointChoice, RemoteSettings, VmSetting, VmSettings,
+};
+pub use policy::{MAX_ATTEMPTS, pause_after};
+pub use request::{Command, Complete, Forget, HandOver, Request};
+pub use runbook::{Group, IpSettings, NicSettings, OnFailure, Others, Probe, Runbook, Script, VmStart, WaitFor};
+pub use step::Step;
+pub use survey::{Loss, Rate, Space, Survey};
+pub use task::{
+    Choice, Completion, Learned, LogLine, Question, StepRecord, StepState, Task, TaskError, TaskId, TaskKind,
+    TaskProgress, TaskState,
+};
+pub use transition::{
+    Action, MAX_LINE_LEN, MAX_LOG_LINES, MAX_STEPS, next_action, point_of_no_return, submitted, transition,
+};
+pub use words::{DomainMode, VmStatus};
+pub use world::{Claim, Reached, RehydrateTo, Resumed, ScriptEnd, ScriptRun, World};

@@ -1,0 +1,110 @@
+//! What the engine is asked to do. Journaled as it came, so that a task that goes on does what was asked for.
+
+use serde::{Deserialize, Serialize};
+
+use super::plan::{FailoverPlan, PointChoice, RemoteSettings};
+use super::runbook::Runbook;
+use super::task::{Choice, Completion, TaskKind};
+use crate::ids::Name;
+
+/// How a continuous failover or failback is completed. What stands here goes before what stands in its plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Complete {
+    /// The domain.
+    pub domain: Name,
+    /// With the owner or by force.
+    pub how: Completion,
+    /// The point to run from, where it is forced.
+    #[serde(default)]
+    pub point: PointChoice,
+    /// Forced: lose what the summary says.
+    #[serde(default)]
+    pub accept_loss: bool,
+    /// Run guests on disks with named damage.
+    #[serde(default)]
+    pub accept_damage: bool,
+    /// Planned: the old site follows the domain afterwards.
+    #[serde(default)]
+    pub resume_remote: Option<RemoteSettings>,
+    /// The plan's runbook where there is none.
+    #[serde(default)]
+    pub runbook: Option<Runbook>,
+}
+
+/// How the owner hands a domain over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HandOver {
+    /// The domain.
+    pub domain: Name,
+    /// The site that asked for it.
+    pub to: Name,
+    /// Seconds that guests have to shut down before the operator is asked; 1 to 86,400.
+    pub shutdown_limit_seconds: u64,
+    /// Seconds that the other site has to take the domain before the operator is asked; 1 to 604,800.
+    pub taken_limit_seconds: u64,
+}
+
+/// What of a domain is forgotten at a site that does not own it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Forget {
+    /// The domain.
+    pub domain: Name,
+    /// Its disks at this site are deleted as well.
+    #[serde(default)]
+    pub delete_disks: bool,
+    /// Delete them though they hold what no chain has.
+    #[serde(default)]
+    pub accept_divergence: bool,
+}
+
+/// A task to be done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Failover, failback, or the beginning of a continuous one.
+    Plan(Box<FailoverPlan>),
+    /// Run on disks that follow.
+    Complete(Box<Complete>),
+    /// Give the domain away.
+    HandOver(HandOver),
+    /// Forget it.
+    Forget(Forget),
+}
+
+impl Request {
+    /// What its task does.
+    pub fn kind(&self) -> TaskKind {
+        match self {
+            Request::Plan(plan) => plan.kind(),
+            Request::Complete(complete) => TaskKind::Complete { how: complete.how },
+            Request::HandOver(_) => TaskKind::HandOver,
+            Request::Forget(_) => TaskKind::Forget,
+        }
+    }
+
+    /// The domain that it is about.
+    pub fn domain(&self) -> &Name {
+        match self {
+            Request::Plan(plan) => &plan.general.domain,
+            Request::Complete(complete) => &complete.domain,
+            Request::HandOver(hand_over) => &hand_over.domain,
+            Request::Forget(forget) => &forget.domain,
+        }
+    }
+}
+
+/// What an operator tells a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Command {
+    /// Undo what it did, and end. Refused past the point of no return.
+    Cancel,
+    /// Stand still after the step that runs.
+    Pause,
+    /// Go on.
+    Resume,
+    /// Answer its question.
+    Choose(Choice),
+}

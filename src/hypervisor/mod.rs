@@ -1,0 +1,79 @@
+//! Hypervisors: what Freshet asks of whatever runs the guests.
+//!
+//! One small trait, [`Hypervisor`], with a driver for each kind. A driver defines VMs over disks that Freshet serves, starts
+//! and stops them, and says in which state they are. It never touches a disk's bytes and never removes a disk.
+//!
+//! Every call may be repeated: what is so already is no error, except that [`start`](Hypervisor::start) and
+//! [`define`](Hypervisor::define) need not bear with a VM that runs; callers look at [`state`](Hypervisor::state) first.
+
+mod spec;
+
+pub use spec::{DiskSpec, NicSpec, OffEvidence, PowerState, VmEntry, VmSpec};
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::error::Result;
+use crate::ids::Name;
+
+/// What runs guests at one site.
+#[async_trait]
+pub trait Hypervisor: Send + Sync {
+    /// What it is, for messages.
+    fn describe(&self) -> String;
+
+    /// The VMs that it knows.
+    ///
+    /// # Errors
+    /// `Unreachable` where it does not answer.
+    async fn inventory(&self) -> Result<Vec<VmEntry>>;
+
+    /// The networks that a card can be put on; `None` where it cannot tell.
+    ///
+    /// # Errors
+    /// `Unreachable` where it does not answer.
+    async fn networks(&self) -> Result<Option<Vec<String>>>;
+
+    /// Makes the VM known, or changes what is known of one that is off. It is not started.
+    ///
+    /// # Errors
+    /// `Refused` where a VM of that name exists that is not Freshet's or runs; `Invalid` where it cannot be made.
+    async fn define(&self, spec: &VmSpec) -> Result<()>;
+
+    /// Forgets the VM. Its disks stay as they are. A VM that is not known is no error.
+    ///
+    /// # Errors
+    /// `Refused` where it runs.
+    async fn undefine(&self, vm: &Name) -> Result<()>;
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// `NotFound` where it is not defined; `Unreachable` where the hypervisor does not answer.
+    async fn start(&self, vm: &Name) -> Result<()>;
+
+    /// Asks the guest to shut down, and waits up to `limit` until it is off. Whether it is.
+    ///
+    /// # Errors
+    /// `NotFound` where it is not defined; `Unreachable` where the hypervisor does not answer.
+    async fn shutdown(&self, vm: &Name, limit: Duration) -> Result<bool>;
+
+    /// Switches it off at once.
+    ///
+    /// # Errors
+    /// `Unreachable` where the hypervisor does not answer.
+    async fn power_off(&self, vm: &Name) -> Result<()>;
+
+    /// In which state it is.
+    ///
+    /// # Errors
+    /// `Unreachable` where the hypervisor does not answer.
+    async fn state(&self, vm: &Name) -> Result<PowerState>;
+
+    /// What shows that the guest is really off, so that its disks can change hands.
+    ///
+    /// # Errors
+    /// `Unreachable` where the hypervisor does not answer.
+    async fn off_evidence(&self, vm: &Name) -> Result<OffEvidence>;
+}
