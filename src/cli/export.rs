@@ -81,7 +81,7 @@ impl Export {
         let buffers = Buffers::new(self.memory, self.connections)?;
         let engine = start_engine(self.engine.into(), self.cache.into(), &buffers)?;
         let (exports, disks) = self.open(&engine)?;
-        let options = ServerOptions { tls, ..Default::default() };
+        let options = ServerOptions { tls, engine: Some(Arc::clone(&engine)), ..Default::default() };
         let server = Server::start(&self.listen, exports, buffers, options)?;
         context.output.event(&self.ready_json(&server, &disks, &engine), &self.ready_text(&server, &disks))?;
         context.cancel.cancelled().await;

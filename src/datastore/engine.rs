@@ -18,19 +18,22 @@
 //!   by somebody who then trusts nothing since the last good sync.
 //! * **Buffers** stay with the engine until the kernel is done with them, whatever happens, and come back in the
 //!   [`Completion`].
-//! * **Bounded.** At most [`EngineOptions::queue_depth`] requests are queued and in flight together; `submit` blocks
-//!   at the limit. Dropping the engine first completes all that was submitted, then ends its threads.
+//! * **Bounded.** At most [`EngineOptions::queue_depth`] requests are queued and in flight together, and 128 more on
+//!   each thread that the engine drives; `submit` blocks at the limit. Dropping the engine first completes all that was
+//!   submitted, then ends its threads.
 
 use std::fmt;
+use std::future::Future;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 
 use super::faults::Faults;
 use super::slab::{Slab, Slot};
 use super::threads::Threads;
 use super::uring::Uring;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, IoResultExt, Result};
 
 /// What a file is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -256,7 +259,8 @@ pub trait DiskEngine: Send + Sync {
     fn open(&self, path: &Path, access: Access) -> Result<FileId>;
 
     /// Waits for the requests in flight on `file`, then closes it. Nothing is synced. Also clears a poisoned file.
-    /// Not to be called from [`Done`].
+    /// Not to be called from [`Done`]. From work that an engine drives ([`DiskEngine::drive`]) it does not wait: the file
+    /// is closed soon after.
     ///
     /// # Errors
     /// `Invalid` when it is not open.
@@ -264,6 +268,17 @@ pub trait DiskEngine: Send + Sync {
 
     /// Queues a request; blocks while the queue is full. Never fails itself: what is wrong comes in the completion.
     fn submit(&self, request: Request);
+
+    /// Runs `work` on this thread until it is done, in a tokio runtime with I/O and time. Work that makes many small
+    /// requests of this engine is served faster so: where the engine can it carries them on this thread. The work must
+    /// not block for long, which would hold up its own requests and whoever closes a file. Not to be called from async
+    /// code.
+    ///
+    /// # Errors
+    /// `Io` when there can be no runtime; the work was not begun then.
+    fn drive(&self, work: DrivenWork) -> Result<()> {
+        drive_plainly(work)
+    }
 
     /// What is known about an open file; the length is read anew.
     ///
@@ -276,6 +291,27 @@ pub trait DiskEngine: Send + Sync {
 
     /// Which engine this is and what it had to do without.
     fn info(&self) -> EngineInfo;
+}
+
+impl fmt::Debug for dyn DiskEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DiskEngine({:?})", self.info().kind)
+    }
+}
+
+/// Work for [`DiskEngine::drive`]: called once, on the thread that runs what it answers with.
+pub type DrivenWork = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+
+/// Runs `work` on this thread, with no engine's help. What it started and did not wait for is not waited for either.
+///
+/// # Errors
+/// `Io` when there can be no runtime; the work was not begun then.
+pub fn drive_plainly(work: DrivenWork) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.io_context(|| "start the runtime of a thread")?;
+    runtime.block_on(async { work().await });
+    runtime.shutdown_background();
+    Ok(())
 }
 
 /// Starts an engine over `slab`.

@@ -1,6 +1,6 @@
 //! An admitted request: the file it uses, what is left to do, and the reply it owes.
 //!
-//! Owns the permit of the request until the reply is given. Invariant: every job replies exactly once, on a thread of
+//! Owns the permit of the request, if it needed one, until the reply is given. Invariant: every job replies exactly once, on a thread of
 //! the engine, also when the code that carried it panicked or was dropped; the file is in use until after the reply.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -33,16 +33,25 @@ pub(super) enum Control {
     SetLen(u64),
 }
 
-/// The reply that a job owes, and its room behind the gate.
+/// The reply that a job owes, and its room behind the gate where it came through it.
 pub(super) struct Reply {
     done: Option<Done>,
-    _permit: Permit,
+    _permit: Option<Permit>,
 }
 
 impl Job {
     /// Waits for room, then makes a job of a request.
     pub(super) fn admit(gate: &Arc<Gate>, files: &Files, request: Request) -> Job {
-        let reply = Reply { _permit: gate.enter(), done: Some(request.done) };
+        Job::new(Some(gate.enter()), files, request)
+    }
+
+    /// Makes a job of a request whose number is bounded elsewhere.
+    pub(super) fn without_gate(files: &Files, request: Request) -> Job {
+        Job::new(None, files, request)
+    }
+
+    fn new(permit: Option<Permit>, files: &Files, request: Request) -> Job {
+        let reply = Reply { _permit: permit, done: Some(request.done) };
         let file = match files.enter(request.file) {
             Ok(file) => file,
             Err(error) => return Job::Refused(error, request.op.into_slot(), reply),

@@ -34,8 +34,8 @@ mod workers;
 pub use blocking::SLOT_WAIT;
 pub use dir_lock::DirLock;
 pub use engine::{
-    Access, Alignment, Completion, DiskEngine, Done, EngineInfo, EngineKind, EngineOptions, FileId, FileInfo, Op,
-    Request, start,
+    Access, Alignment, Completion, DiskEngine, Done, DrivenWork, EngineInfo, EngineKind, EngineOptions, FileId,
+    FileInfo, Op, Request, drive_plainly, start,
 };
 pub use faults::{Call, Faults, Verdict};
 pub(crate) use file_lock::{FileLock, take_lock};

@@ -20,6 +20,7 @@ use super::handshake::{self, Offer};
 use super::listen::{Address, Listen, Socket};
 use super::stream::{Accepted, Stream};
 use super::tls::Tls;
+use crate::datastore::{DiskEngine, DrivenWork, drive_plainly};
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
 
 /// Pause after a failed accept, which mostly means that there are no descriptors left.
@@ -44,6 +45,9 @@ pub struct ServerOptions {
     pub stall_timeout: Duration,
     /// What clients see that send requests while the server stops. Default [`Farewell::HangUp`].
     pub farewell: Farewell,
+    /// The engine of the disks that are served, which then runs the threads of connections. Default none: they run by
+    /// themselves, and every request is handed to the engine's own threads.
+    pub engine: Option<Arc<dyn DiskEngine>>,
 }
 
 impl Default for ServerOptions {
@@ -55,6 +59,7 @@ impl Default for ServerOptions {
             handshake_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(120),
             farewell: Farewell::HangUp,
+            engine: None,
         }
     }
 }
@@ -288,15 +293,15 @@ impl Listener {
 fn greet(accepted: Accepted, shared: &Arc<Shared>) {
     let (id, evicted) = shared.admit();
     let seat = Seat { id, shared: Arc::clone(shared), serving: false };
+    let engine = shared.options.engine.clone();
+    let work: DrivenWork = Box::new(|| Box::pin(async move { attend(accepted, &evicted, seat).await }));
     let spawned = std::thread::Builder::new().name("freshet-nbd-conn".to_owned()).spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        match runtime {
-            Ok(runtime) => {
-                runtime.block_on(attend(accepted, &evicted, seat));
-                // Whatever an export started here and did not wait for is not waited for either.
-                runtime.shutdown_background();
-            }
-            Err(error) => tracing::warn!("an NBD client was turned away: {error}"),
+        let driven = match engine {
+            Some(engine) => engine.drive(work),
+            None => drive_plainly(work),
+        };
+        if let Err(error) = driven {
+            tracing::warn!("an NBD client was turned away: {error}");
         }
     });
     if let Err(error) = spawned {

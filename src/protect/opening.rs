@@ -52,6 +52,11 @@ impl Opener {
         Ok(Opener { cache: request.cache, engine, buffers, share, health, policy: request.fenced, images })
     }
 
+    /// Engine of all images.
+    pub(crate) fn engine(&self) -> &Arc<dyn DiskEngine> {
+        &self.engine
+    }
+
     /// Buffers of all requests.
     pub(crate) fn buffers(&self) -> &Arc<Buffers> {
         &self.buffers

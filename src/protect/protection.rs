@@ -144,7 +144,8 @@ impl Protection {
 
     fn listen(&mut self) -> Result<()> {
         if self.server.is_none() {
-            let options = ServerOptions { tls: self.request.tls.clone(), ..ServerOptions::default() };
+            let (tls, engine) = (self.request.tls.clone(), Some(Arc::clone(self.opener.engine())));
+            let options = ServerOptions { tls, engine, ..ServerOptions::default() };
             let buffers = Arc::clone(self.opener.buffers());
             self.server = Some(Server::start(&self.request.listen, self.exports.clone(), buffers, options)?);
         }

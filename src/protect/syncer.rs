@@ -93,6 +93,10 @@ impl Syncer {
             (did, cursor) = (true, region + 1);
             self.give_way(disk, began.elapsed()).await;
         }
+        if did {
+            // The point that covers the disk comes now, also where nothing differed and no segment is open.
+            self.recorder.cut_now();
+        }
         disk.clear_sync_error();
         Ok(did)
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use freshet::datastore::EngineKind;
+use freshet::datastore::{DiskEngine, EngineKind};
 use freshet::nbd::{
     Address, BackingDisk, Buffers, CacheMode, Drained, Export, Exports, Image, ImageOptions, Listen, Server,
     ServerOptions, start_engine,
@@ -41,7 +41,9 @@ impl Rig {
     pub(crate) fn sized(cache: CacheMode, options: ServerOptions, memory: u64, connections: usize) -> Rig {
         let dir = scratch();
         let (exports, buffers) = (Exports::new(), Buffers::new(memory, connections).unwrap());
-        exports.add("disk", disk(&dir, "disk", 16 * MIB, cache, &buffers)).unwrap();
+        let engine = start_engine(EngineKind::Auto, cache, &buffers).unwrap();
+        exports.add("disk", disk_by(&engine, &dir, "disk", 16 * MIB, cache)).unwrap();
+        let options = ServerOptions { engine: Some(engine), ..options };
         let listen = [Listen::Unix(dir.path().join("socket")), Listen::Tcp("127.0.0.1:0".to_owned())];
         let server = Server::start(&listen, exports.clone(), buffers.clone(), options).unwrap();
         let [unix, tcp] = server.addresses() else { panic!("two addresses") };
@@ -77,10 +79,21 @@ pub(crate) fn disk(
     cache: CacheMode,
     buffers: &Buffers,
 ) -> Arc<BackingDisk> {
+    disk_by(&start_engine(EngineKind::Auto, cache, buffers).unwrap(), dir, name, size, cache)
+}
+
+/// The same, moved by this engine.
+fn disk_by(
+    engine: &Arc<dyn DiskEngine>,
+    dir: &tempfile::TempDir,
+    name: &str,
+    size: u64,
+    cache: CacheMode,
+) -> Arc<BackingDisk> {
     let path = dir.path().join(name);
     std::fs::File::create(&path).unwrap();
     let image = Image::open(&path, ImageOptions { size: Some(size), grow: true, read_only: false }).unwrap();
-    BackingDisk::open(start_engine(EngineKind::Auto, cache, buffers).unwrap(), image, cache).unwrap()
+    BackingDisk::open(Arc::clone(engine), image, cache).unwrap()
 }
 
 /// A client that writes and reads its own disk all the time, and must never see an error or a wrong byte.

@@ -199,3 +199,14 @@ async fn a_point_before_the_first_manifest_can_be_gone_back_to() {
     world.rehydrate_to(freshet::ids::SegmentNo::new(point)).await;
     world.assert_disks(&before);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_without_data_is_recoverable_as_soon_as_it_is_synced() {
+    let world = World::new(&[("web", "root")]).await;
+    world.make("web", "root", 64 * MIB, &[]);
+    // No point comes of idleness while the test runs.
+    let request = ProtectRequest { idle_point: Duration::from_secs(3600), ..request(&world) };
+    let protection = start(&world, request).await;
+    until_recoverable(&protection).await;
+    stop_and_compare(&world, protection).await;
+}

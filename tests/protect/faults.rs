@@ -9,8 +9,7 @@ use freshet::protect::FencedPolicy;
 async fn a_storage_site_that_is_away_costs_points_and_no_bytes_and_all_is_well_again_by_itself() {
     let world = World::new(&[("web", "root")]).await;
     world.make("web", "root", 256 * MIB, &[(0, 8 * MIB)]);
-    let request = ProtectRequest { longest_hold: Duration::from_millis(20), ..request(&world) };
-    let protection = start(&world, request).await;
+    let protection = start(&world, request(&world)).await;
     let before = until_recoverable(&protection).await;
     let (here, away) = (world.dir.path().join("site"), world.dir.path().join("away"));
     std::fs::rename(&here, &away).unwrap();

@@ -83,8 +83,7 @@ async fn outage(length: Duration) {
     for (vm, disk) in [("web", "root"), ("db", "data")] {
         world.make(vm, disk, 96 * MIB, &[(0, 4 * MIB)]);
     }
-    let request = ProtectRequest { longest_hold: Duration::from_millis(20), ..request(&world) };
-    let protection = start(&world, request).await;
+    let protection = start(&world, request(&world)).await;
     let before = until_recoverable(&protection).await;
     let guest = |vm, disk| Guest::start(client(&world, vm, disk), 256 << 10, Duration::from_millis(10));
     let guests = [guest("web", "root"), guest("db", "data")];

@@ -5,6 +5,7 @@
 
 mod contract;
 mod devices;
+mod driven;
 mod failures;
 mod lifecycle;
 mod model;
