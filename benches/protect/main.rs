@@ -1,7 +1,7 @@
 //! Live protection, measured beside servers that only serve: latency of guests' writes, age of what has landed at the
 //! other site, what it costs, and what happens when guests write more than the storage site takes.
 //!
-//! `cargo bench --bench protect [-- --dir DIR --seconds 20 --rounds 3 --only latency,overload]`
+//! `cargo bench --bench protect [-- --dir DIR --seconds 20 --rounds 3 --only latency,overload --cache direct]`
 //!
 //! fio's nbd engine is the guest. Servers take turns within a round; tables show medians, least and most. It asserts
 //! nothing; bars and figures are in `docs/performance.md`. It needs fio; of the peers those that are installed.
@@ -34,6 +34,13 @@ enum Section {
     Overload,
 }
 
+/// Whether the page cache stands between guest and disk, in every server alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Cache {
+    Direct,
+    WriteBack,
+}
+
 /// Live protection beside servers that only serve.
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -52,6 +59,9 @@ struct Arguments {
     /// What to measure; all unless given.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Section>,
+    /// Cache mode of the latencies.
+    #[arg(long, value_enum, default_value = "direct")]
+    cache: Cache,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,

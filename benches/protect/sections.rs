@@ -9,7 +9,7 @@ use crate::guest::{Latency, fill, random_writes};
 use crate::landed::{Ages, Follower};
 use crate::s3::{Options, Rule, S3Server};
 use crate::servers::{Kind, Server, empty, make_image};
-use crate::{Arguments, Outcome};
+use crate::{Arguments, Cache, Outcome};
 
 /// MB/s that the guest writes.
 const RATE: u64 = 50;
@@ -57,13 +57,13 @@ pub(crate) fn latency(arguments: &Arguments) -> Outcome<()> {
     for round in 0..arguments.rounds {
         for (kind, runs) in kinds.iter().zip(&mut runs) {
             if *kind != Kind::Protect {
-                let server = Server::peer(*kind, &image, dir)?;
+                let server = Server::peer(*kind, arguments.cache, &image, dir)?;
                 runs.push(random_writes(&server.uri, Some(RATE), arguments.seconds)?);
                 server.stop()?;
                 continue;
             }
             // The first start syncs the disk, later ones find it marked nowhere: regions are touched for the first time.
-            let server = Server::protect(&image, dir, &store, &[], "4GiB")?;
+            let server = Server::protect(&image, dir, &store, &[], "4GiB", arguments.cache)?;
             std::thread::sleep(Duration::from_secs(if round == 0 { 15 } else { 2 }));
             first.push(random_writes(&server.uri, Some(RATE), 2)?);
             fill(&server.uri)?;
@@ -82,8 +82,8 @@ pub(crate) fn latency(arguments: &Arguments) -> Outcome<()> {
         }
     }
     println!(
-        "\nrandom writes of 4 to 64 KiB at {RATE} MB/s, 16 deep; {} rounds of {} s",
-        arguments.rounds, arguments.seconds
+        "\nrandom writes of 4 to 64 KiB at {RATE} MB/s, 16 deep, {:?}; {} rounds of {} s",
+        arguments.cache, arguments.rounds, arguments.seconds
     );
     println!("{:32}{:>24}{:>26}{:>10}", "", "p50 us", "p99 us", "MB/s");
     for (kind, runs) in kinds.iter().zip(&runs) {
@@ -148,7 +148,7 @@ pub(crate) fn overload(arguments: &Arguments) -> Outcome<()> {
         ("AWS_SECRET_ACCESS_KEY", keys.1),
     ];
     let _ = std::fs::remove_dir_all(dir.join("state"));
-    let mut server = Server::protect(&image, dir, "s3://freshet/bench", &envs, "1GiB")?;
+    let mut server = Server::protect(&image, dir, "s3://freshet/bench", &envs, "1GiB", Cache::Direct)?;
     let recoverable = |event: &Value| event["status"] == "Recoverable" && event["mode"] == "normal";
     server.until(recoverable)?;
     let began = Instant::now();

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::Outcome;
 use crate::process::{is_here, run};
+use crate::{Cache, Outcome};
 
 /// Bytes of the disk.
 pub(crate) const SIZE: u64 = 2 << 30;
@@ -28,8 +28,8 @@ pub(crate) enum Kind {
 impl Kind {
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Kind::QemuNbd => "qemu-nbd, cache none, io_uring",
-            Kind::Nbdkit => "nbdkit file, cache none",
+            Kind::QemuNbd => "qemu-nbd, io_uring",
+            Kind::Nbdkit => "nbdkit file",
             Kind::Protect => "freshet protect",
         }
     }
@@ -67,19 +67,23 @@ pub(crate) fn make_image(path: &Path) -> Outcome<()> {
 
 impl Server {
     /// Starts a peer over `image`.
-    pub(crate) fn peer(kind: Kind, image: &Path, dir: &Path) -> Outcome<Server> {
+    pub(crate) fn peer(kind: Kind, cache: Cache, image: &Path, dir: &Path) -> Outcome<Server> {
         let socket = dir.join("peer.sock");
         let _ = std::fs::remove_file(&socket);
         let mut command = match kind {
             Kind::QemuNbd => {
                 let mut command = Command::new("qemu-nbd");
-                command.args(["--persistent", "--shared=4", "--cache=none", "--aio=io_uring", "-f", "raw", "-k"]);
-                command.arg(&socket).arg(image);
+                command
+                    .args(["--persistent", "--shared=4", "--aio=io_uring", "-f", "raw", "-k"])
+                    .arg(&socket)
+                    .arg(image);
+                command.arg(if cache == Cache::Direct { "--cache=none" } else { "--cache=writeback" });
                 command
             }
             Kind::Nbdkit | Kind::Protect => {
                 let mut command = Command::new("nbdkit");
-                command.args(["--foreground", "--unix"]).arg(&socket).arg("file").arg(image).arg("cache=none");
+                command.args(["--foreground", "--unix"]).arg(&socket).arg("file").arg(image);
+                command.arg(if cache == Cache::Direct { "cache=none" } else { "cache=default" });
                 command
             }
         };
@@ -101,12 +105,14 @@ impl Server {
         store: &str,
         envs: &[(&str, String)],
         log: &str,
+        cache: Cache,
     ) -> Outcome<Server> {
         let (socket, state) = (dir.join("ours.sock"), dir.join("state"));
         std::fs::create_dir_all(&state)?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_freshet"));
         command.args(["--json", "protect", "--domain", "bench", "--site", "here", "--store", store, "--log-size", log]);
         command.arg("--log-store").arg(state).arg("--listen").arg(format!("unix:{}", socket.display()));
+        command.args(["--cache", if cache == Cache::Direct { "direct" } else { "write-back" }]);
         command.args(["--connections", "16"]).args(["--vm", "vm", "--disk"]).arg(format!("disk={}", image.display()));
         command.envs(envs.iter().map(|(name, value)| (*name, value.as_str())));
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
