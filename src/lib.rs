@@ -9,6 +9,7 @@
 //!
 //! | module | what flows through it |
 //! |---|---|
+//! | [`control`] | sites, domains, tasks and who may do what: gRPC over a catalog |
 //! | [`capture`] | disk images into segments, map pages and manifests |
 //! | [`protect`] | writes of running guests into segments, in order, within about a second |
 //! | [`failover`] | plans and tasks that move a domain from site to site, journaled step by step |
@@ -29,6 +30,7 @@ pub mod cancel;
 pub mod capture;
 pub mod cli;
 pub mod clock;
+pub mod control;
 pub mod datastore;
 pub mod demo;
 pub mod error;
@@ -43,6 +45,7 @@ pub mod map;
 pub mod nbd;
 pub mod progress;
 pub mod protect;
+mod quantity;
 pub mod rehydrate;
 pub mod scan;
 pub mod store;

@@ -27,6 +27,7 @@ fn missing_peers_are_said_and_counted() {
         ("busybox", on_path("busybox")),
         ("a kernel for guests", std::env::var_os("FRESHET_GUEST_DIR").is_some()),
         ("azurite", azurite),
+        ("Python's gRPC", std::env::var_os("FRESHET_GRPC_PYTHON").is_some()),
     ];
     let missing: Vec<&str> = peers.iter().filter(|(_, here)| !here).map(|(name, _)| *name).collect();
     // Written past the harness, which would keep the output of a test that passes.

@@ -5,8 +5,12 @@
 //! to standard error. Invariant: with `--json` standard output holds JSON documents and nothing else, and the exit
 //! code tells the same with and without it.
 
+mod appliance_args;
+mod config;
 mod context;
 mod demo;
+mod domain;
+mod event;
 mod exit;
 mod export;
 mod follow_view;
@@ -19,8 +23,11 @@ mod protect_ask;
 mod rehydrate;
 mod replicate;
 mod report;
+mod runbook;
 mod scan;
+mod serve;
 mod served_disks;
+mod site;
 mod steering;
 mod store;
 mod store_args;
@@ -28,6 +35,7 @@ mod tls_args;
 mod units;
 mod values;
 mod verify;
+mod vm;
 mod vm_disks;
 
 use std::process::ExitCode;
@@ -66,6 +74,13 @@ enum Command {
     Export(export::Export),
     Demo(demo::Demo),
     Store(store::Store),
+    Serve(serve::Serve),
+    Config(config::Config),
+    Site(site::Site),
+    Domain(domain::Domain),
+    Vm(vm::Vm),
+    Runbook(runbook::Runbook),
+    Event(event::Event),
 }
 
 impl Command {
@@ -81,6 +96,13 @@ impl Command {
             Command::Export(c) => c.run(context).await,
             Command::Demo(c) => c.run(context).await,
             Command::Store(c) => c.run(context).await,
+            Command::Serve(c) => c.run(context).await,
+            Command::Config(c) => c.run(context).await,
+            Command::Site(c) => c.run(context).await,
+            Command::Domain(c) => c.run(context).await,
+            Command::Vm(c) => c.run(context).await,
+            Command::Runbook(c) => c.run(context).await,
+            Command::Event(c) => c.run(context).await,
         }
     }
 }

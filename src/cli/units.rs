@@ -2,21 +2,9 @@
 
 use crate::ids::Time;
 
-const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+pub(super) use crate::quantity::parse_size;
 
-/// Reads a size: bytes, or a number with KiB, MiB, GiB or TiB.
-pub(super) fn parse_size(text: &str) -> Result<u64, String> {
-    let expected = "expected bytes, or a number with KiB, MiB, GiB or TiB, such as 512MiB";
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| expected.to_owned())?;
-    let factor = match unit.trim() {
-        "" | "B" => 1,
-        unit => UNITS.iter().find(|(name, _)| *name == unit).ok_or(expected)?.1,
-    };
-    number.checked_mul(factor).ok_or_else(|| "is too large".to_owned())
-}
+const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
 /// A size with one decimal.
 pub(super) fn bytes(n: u64) -> String {

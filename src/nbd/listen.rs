@@ -90,7 +90,7 @@ fn escape(bytes: &[u8]) -> String {
 
 /// A listening socket.
 #[derive(Debug)]
-pub(super) enum Socket {
+pub(crate) enum Socket {
     Tcp(TcpListener),
     Unix(UnixListener, SocketFile),
 }
@@ -101,7 +101,7 @@ impl Socket {
     /// # Errors
     /// `Refused` where somebody else does, or the path is taken by something that is no socket; `Invalid` for an
     /// address that cannot be; `NotFound`, `Denied`, `Io`.
-    pub(super) fn open(listen: &Listen) -> Result<Socket> {
+    pub(crate) fn open(listen: &Listen) -> Result<Socket> {
         let socket = match listen {
             Listen::Tcp(address) => {
                 let bound = TcpListener::bind(address.as_str()).map_err(|e| match e.kind() {
@@ -136,7 +136,7 @@ impl Socket {
 
 /// The file of a Unix socket; removed on drop, if it is still the one that was made.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     id: Option<(u64, u64)>,
 }

@@ -42,6 +42,7 @@ pub use buffers::{Buffers, MAX_PIECE, Payload, Share};
 pub use export::{Answer, BlockStatus, Errno, Export, ExportError, ExportInfo, ZeroMode};
 pub use exports::Exports;
 pub use image::{Image, ImageOptions};
+pub(crate) use listen::Socket;
 pub use listen::{Address, Listen};
 pub use server::{Drained, Farewell, Server, ServerOptions};
 pub use tls::{Tls, TlsIdentity};

@@ -12,7 +12,7 @@ use futures::{StreamExt, TryStreamExt};
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::Catalogue;
-use crate::ids::{DomainId, Generation, Name, SegmentNo, SegmentRef, Time};
+use crate::ids::{DomainId, Generation, Name, SegmentNo, SegmentRef, Time, VmId};
 use crate::store::{Domain, LastSign, StorageSite, list_domains};
 
 /// Domains that are read at once.
@@ -60,6 +60,10 @@ pub struct DomainSummary {
     pub tip: SegmentRef,
     /// Newest point; `None` where there is none.
     pub point: Option<NewestPoint>,
+    /// VMs that the newest point covers.
+    pub covered: Vec<VmId>,
+    /// VMs that an earlier one of the points that were looked at covers.
+    pub covered_before: Vec<VmId>,
     /// What could not be read.
     pub warnings: Vec<String>,
 }
@@ -100,7 +104,11 @@ pub async fn scan(site: &StorageSite, cancel: &Cancel) -> Result<Vec<Scanned>> {
     Ok(found)
 }
 
-async fn summarise(mut domain: Domain) -> Result<DomainSummary> {
+/// Reads one domain.
+///
+/// # Errors
+/// What the store says; `Damaged` where the domain cannot be read.
+pub async fn summarise(mut domain: Domain) -> Result<DomainSummary> {
     let tip = domain.tip().await?;
     let status = domain.status().await?;
     let now = domain.site().now();
@@ -121,9 +129,13 @@ async fn summarise(mut domain: Domain) -> Result<DomainSummary> {
         stored: 0,
         tip,
         point: None,
+        covered: Vec::new(),
+        covered_before: Vec::new(),
         warnings: Vec::new(),
     };
     fill(&domain, now, &mut summary).await?;
+    summary.covered_before.sort_unstable();
+    summary.covered_before.dedup();
     summary.logical = summary.catalogue.disks.iter().map(|d| d.size).sum();
     Ok(summary)
 }
@@ -142,6 +154,8 @@ async fn fill(domain: &Domain, now: Time, summary: &mut DomainSummary) -> Result
     if let Some(manifest) = found.manifest {
         first = manifest.cut.segment.get() + 1;
         summary.point = manifest.point().map(|p| point(manifest.cut, p));
+        summary.covered = manifest.point().map(|p| p.vms.to_vec()).unwrap_or_default();
+        summary.covered_before = manifest.points.iter().flat_map(|(_, p)| p.vms.iter().copied()).collect();
         summary.live = Some(manifest.live_bytes());
         summary.stored = manifest.chain_bytes;
         summary.catalogue = manifest.catalogue;
@@ -152,7 +166,11 @@ async fn fill(domain: &Domain, now: Time, summary: &mut DomainSummary) -> Result
         match read {
             Ok((header, index)) => {
                 summary.stored += header.total_len;
-                summary.point = index.point.as_ref().map(|p| point(index.segment, p)).or(summary.point);
+                if let Some(p) = &index.point {
+                    summary.point = Some(point(index.segment, p));
+                    summary.covered_before.append(&mut summary.covered);
+                    summary.covered = p.vms.to_vec();
+                }
                 summary.catalogue = index.catalogue.unwrap_or(std::mem::take(&mut summary.catalogue));
             }
             Err(e) if e.kind() == ErrorKind::Damaged => summary.warnings.push(e.to_string()),

@@ -21,6 +21,7 @@
 //! | `owner_log`, `prefix` | reading and appending ownership records; how far segments exist |
 //! | `domain`, `points` | [`Domain`]: what a reader may take of one domain |
 //! | `writer`, `seat` | [`DomainWriter`]: claim, base, acceptance, heartbeat, fencing |
+//! | `erase` | deleting a whole domain |
 //! | `take_over`, `liveness`, `process` | what a take-over would cut off; whether another writer lives |
 //!
 //! Promises: a body is never cut by a limit on its whole time; a range comes whole or as an error; a create is atomic
@@ -31,6 +32,7 @@ mod cloud;
 mod connector;
 mod counters;
 mod domain;
+mod erase;
 mod failure;
 mod file;
 mod hedge;
@@ -58,6 +60,7 @@ mod url;
 mod writer;
 
 pub use domain::{Domain, FoundManifest, Next, list_domains};
+pub use erase::{Inventory, erase};
 pub use horizon::{Horizon, Seen};
 pub use liveness::{LIVE_FOR_MS, LastSign};
 pub use object::{Created, Fetched, ObjectInfo, Settled, StoreCounters};

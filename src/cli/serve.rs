@@ -1,0 +1,36 @@
+//! `freshet serve`: the appliance of a site, until a signal.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::context::Context;
+use super::report::Report;
+use crate::control::{Settings, serve};
+use crate::error::Result;
+
+/// Run the appliance of a site: guests' disks, the catalog, and the API, until a signal
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// Settings of the appliance; `freshet config example` shows them all
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+impl Serve {
+    pub(super) async fn run(self, context: &Context) -> Result<Report> {
+        let settings = Settings::load(&self.config)?;
+        let site = settings.site.to_string();
+        serve(settings, &context.cancel, |at| {
+            let more = [("tcp", &at.tcp), ("metrics", &at.metrics)];
+            let more = more.into_iter().filter_map(|(what, at)| Some(format!(", {what} at {}", at.as_ref()?)));
+            let text = format!("site {site} is served at {}{}", at.socket, more.collect::<String>());
+            let event =
+                json!({ "event": "ready", "site": site, "socket": at.socket, "tcp": at.tcp, "metrics": at.metrics });
+            context.output.event(&event, &text)
+        })
+        .await?;
+        Report::new(&json!({ "event": "end" }), "ended")
+    }
+}

@@ -1,0 +1,216 @@
+//! The appliance: settings, catalog, stores, protections and looks of one site, and what is done with them.
+//!
+//! Owns the order in which things start and end, and the rules that every act keeps: one change of a domain at a time,
+//! carried out though its caller goes, written down when it ended.
+
+use std::sync::Arc;
+
+use super::access::Caller;
+use super::catalog::{self, Catalog, DomainRecord, EventRecord, Origin};
+use super::confirm::Tokens;
+use super::fault::{Done, Fault};
+use super::hosting::Hosting;
+use super::looks::Looks;
+use super::settings::Settings;
+use super::stores::OpenStores;
+use super::turns::Turns;
+use crate::cancel::Cancel;
+use crate::clock::{Clock, SystemClock};
+use crate::error::{Error, ErrorKind, IoResultExt, Result};
+use crate::ids::{Name, Time};
+
+/// What the appliance itself does stands under this name in the events.
+const SELF: &str = "appliance";
+
+/// See the module.
+pub struct Appliance {
+    pub(crate) settings: Settings,
+    pub(crate) catalog: Catalog,
+    pub(crate) stores: Arc<OpenStores>,
+    pub(crate) hosting: Hosting,
+    pub(crate) looks: Looks,
+    pub(crate) turns: Turns,
+    pub(crate) tokens: Tokens,
+    pub(crate) closing: Cancel,
+    pub(crate) started: Time,
+    clock: Arc<dyn Clock>,
+}
+
+impl Appliance {
+    /// Opens the catalog and starts the protections that were there before; serves nothing else yet.
+    ///
+    /// # Errors
+    /// What opening the catalog says; what making the directories says.
+    pub async fn start(settings: Settings, closing: Cancel) -> Result<Arc<Appliance>> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let (dir, site, now) = (settings.state.join("catalog"), settings.site.clone(), clock.now());
+        let (log_store, sockets, keep) =
+            (settings.protect.log_store.clone(), settings.protect.socket_dir.clone(), settings.events_kept);
+        let opened = tokio::task::spawn_blocking(move || {
+            // Each is the appliance's own: names of VMs are nobody else's business.
+            make_private(&dir)?;
+            make_private(&log_store)?;
+            make_private(&sockets)?;
+            Catalog::open(&dir, &site, now, keep)
+        });
+        let catalog =
+            opened.await.map_err(|e| Error::with_source(ErrorKind::Internal, "opening the catalog panicked", e))??;
+        let appliance = Arc::new(Appliance {
+            stores: Arc::new(OpenStores::new(catalog.clone())),
+            hosting: Hosting::default(),
+            looks: Looks::default(),
+            turns: Turns::default(),
+            tokens: Tokens::new(settings.confirmation),
+            closing,
+            started: now,
+            clock,
+            catalog,
+            settings,
+        });
+        appliance.serve_again().await?;
+        if appliance.catalog.is_new() {
+            let detail = "the catalog is new: where there was one, add the storage sites and import the domains";
+            appliance.note(SELF, "catalog made", "", Ok(()), detail).await;
+        }
+        appliance.note(SELF, "started", "", Ok(()), env!("CARGO_PKG_VERSION")).await;
+        Ok(appliance)
+    }
+
+    /// Guests come first: what was served before is opened before anything is heard.
+    async fn serve_again(&self) -> Result<()> {
+        let known = self.catalog.call(|db| {
+            let names = catalog::protected_domains(db)?;
+            let each =
+                names.into_iter().map(|name| Ok((DomainRecord::get(db, &name)?, catalog::protected(db, &name)?)));
+            each.collect::<Result<Vec<_>>>()
+        });
+        for (record, vms) in known.await? {
+            let request = self.settings.protect_request(record.name.clone(), vms);
+            self.hosting.restart(&self.stores, &record.store, request)?;
+        }
+        Ok(())
+    }
+
+    /// Looks at imported domains until the appliance closes.
+    pub(crate) async fn keep_looking(self: Arc<Appliance>) {
+        while !self.closing.is_cancelled() {
+            let skip = |name: &Name| self.hosting.get(name).is_some();
+            let (looks, clock) = (self.settings.looks, &self.clock);
+            let round = self.looks.round(&self.stores, &self.catalog, looks, skip, || clock.now());
+            let done = tokio::select! { done = round => done, () = self.closing.cancelled() => return };
+            if let Err(error) = done {
+                tracing::warn!("looking at imported domains: {error}");
+            }
+            let pause = tokio::time::sleep(self.settings.look_every);
+            tokio::select! { () = pause => {} () = self.closing.cancelled() => {} }
+        }
+    }
+
+    /// Ends all protections, as far as the settings' time to drain allows.
+    pub(crate) async fn stop(&self) {
+        for (domain, end) in self.hosting.end_all().await {
+            match end {
+                Ok(report) if report.all_shipped => {
+                    tracing::info!(%domain, point = report.point, "its protection ended")
+                }
+                Ok(report) => {
+                    tracing::warn!(%domain, left = report.left, "its protection ended before all was shipped")
+                }
+                Err(error) => tracing::error!(%domain, "its protection ended badly: {error}"),
+            }
+        }
+        self.note(SELF, "stopped", "", Ok(()), "").await;
+    }
+
+    /// Wall time.
+    pub(crate) fn now(&self) -> Time {
+        self.clock.now()
+    }
+
+    /// Name of this site.
+    pub(crate) fn site(&self) -> &Name {
+        &self.settings.site
+    }
+
+    /// Writes an event down. That it cannot be is logged, and stops nothing.
+    pub(crate) async fn note(
+        &self,
+        actor: &str,
+        action: &str,
+        subject: &str,
+        outcome: std::result::Result<(), &str>,
+        detail: &str,
+    ) {
+        let event = EventRecord {
+            number: 0,
+            at: self.now(),
+            actor: actor.to_owned(),
+            action: action.to_owned(),
+            subject: subject.to_owned(),
+            outcome: outcome.err().unwrap_or("ok").to_owned(),
+            detail: detail.to_owned(),
+        };
+        if let Err(error) = self.catalog.note(event).await {
+            tracing::error!(actor, action, subject, "an event is lost: {error}");
+        }
+    }
+
+    /// Does what changes something: to its end though the caller goes, and written down.
+    pub(crate) async fn act<T: Send + 'static>(
+        self: &Arc<Appliance>,
+        caller: &Caller,
+        action: &'static str,
+        subject: &str,
+        work: impl Future<Output = Done<T>> + Send + 'static,
+    ) -> Done<T> {
+        let (appliance, caller, subject) = (Arc::clone(self), caller.clone(), subject.to_owned());
+        let done = tokio::spawn(async move {
+            appliance.closing.check()?;
+            let done = work.await;
+            let told = done.as_ref().err().map(Fault::shown);
+            let (outcome, detail) = match &told {
+                Some((kind, text)) => (Err(*kind), text.as_str()),
+                None => (Ok(()), ""),
+            };
+            appliance.note(&caller.name, action, &subject, outcome, detail).await;
+            tracing::info!(caller = %caller.name, action, %subject, outcome = outcome.err().unwrap_or("ok"), "{detail}");
+            done.map_err(|fault| if subject.is_empty() { fault } else { fault.about(&subject) })
+        });
+        match done.await {
+            Ok(done) => done,
+            Err(e) => Err(Error::with_source(ErrorKind::Internal, format!("{action} panicked"), e).into()),
+        }
+    }
+
+    /// The record of a domain.
+    pub(crate) async fn domain(&self, name: &Name) -> Result<DomainRecord> {
+        let which = name.clone();
+        self.catalog.call(move |db| DomainRecord::get(db, &which)).await
+    }
+
+    /// Notes the identity of a domain that this site has claimed for the first time.
+    pub(crate) async fn learn_identity(&self, record: &DomainRecord) -> Result<()> {
+        if record.id.is_some() {
+            return Ok(());
+        }
+        let site = self.stores.open(&record.store).await?;
+        let id = crate::store::Domain::open(&site, &record.name).await?.id();
+        let which = record.name.clone();
+        self.catalog.call(move |db| DomainRecord::set_id(db, &which, id)).await
+    }
+
+    /// How a record came here, in the word of a refusal.
+    pub(crate) fn known_as(&self, record: &DomainRecord) -> &'static str {
+        match record.origin {
+            Origin::Protected => "Protected",
+            Origin::Imported => "Imported",
+        }
+    }
+}
+
+/// Makes a directory for the appliance's own user only, with those above it.
+fn make_private(dir: &std::path::Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.io_context(|| format!("make {}", dir.display()))
+}

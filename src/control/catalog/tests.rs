@@ -1,0 +1,174 @@
+//! The catalog: what is written is there after a restart, what is newer, foreign, damaged or in use is refused untouched.
+
+use super::*;
+use crate::capture::{DiskSource, VmDefinition, VmSource};
+use crate::format::{Nic, VmShape};
+use crate::ids::DomainId;
+
+fn n(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn open(dir: &Path) -> Result<Catalog> {
+    Catalog::open(dir, &n("here"), Time::from_millis(5), 1000)
+}
+
+fn store(name: &str) -> StoreRecord {
+    StoreRecord {
+        name: n(name),
+        url: format!("file:///{name}"),
+        options_file: Some("/etc/o".into()),
+        added: Time::from_millis(1),
+        probed: Time::from_millis(2),
+        verdict: "usable".into(),
+    }
+}
+
+fn domain(name: &str) -> DomainRecord {
+    let id = Some(DomainId::from_bytes([7; 16]));
+    DomainRecord { name: n(name), store: n("s"), id, origin: Origin::Imported, created: Time::from_millis(3) }
+}
+
+fn vm() -> VmSource {
+    let shape = VmShape {
+        cpus: 2,
+        memory_bytes: 1 << 30,
+        firmware: "uefi".into(),
+        nics: vec![Nic { mac: "m".into(), network: "lan".into(), model: String::new() }],
+    };
+    let definition = VmDefinition { kind: "libvirt-xml".into(), text: "<x/>".into(), shape };
+    let disks = vec![
+        DiskSource { name: n("z"), path: "/z".into(), size: Some(1 << 40) },
+        DiskSource { name: n("a"), path: "/a".into(), size: None },
+    ];
+    VmSource { name: n("web"), disks, definition: Some(definition) }
+}
+
+fn shown(vms: &[VmSource]) -> String {
+    format!("{vms:?}")
+}
+
+#[test]
+fn what_was_written_is_there_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let id = {
+        let catalog = open(dir.path()).unwrap();
+        assert!(catalog.is_new());
+        catalog
+            .call_blocking(|db| {
+                store("s").put(db)?;
+                domain("d").insert(db)?;
+                disks::protect(db, &n("d"), &vm())?;
+                let text = ("x = 1".to_owned(), Time::from_millis(9), "me".to_owned());
+                RunbookRecord::set(db, &n("d"), RunbookKind::Failback, Some(0), text)
+            })
+            .unwrap();
+        catalog.id().to_owned()
+    };
+    let catalog = open(dir.path()).unwrap();
+    assert!(!catalog.is_new() && catalog.id() == id);
+    catalog
+        .call_blocking(|db| {
+            assert_eq!(StoreRecord::list(db)?, [store("s")]);
+            assert_eq!(StoreRecord::at(db, "file:///s")?, Some(store("s")));
+            assert_eq!(DomainRecord::list(db, "", 10)?, [domain("d")]);
+            assert_eq!(disks::protected_domains(db)?, [n("d")]);
+            assert_eq!(shown(&disks::protected(db, &n("d"))?), shown(&[vm()]));
+            let runbook = RunbookRecord::find(db, &n("d"), RunbookKind::Failback)?.unwrap();
+            assert_eq!((runbook.text.as_str(), runbook.revision), ("x = 1", 1));
+            assert_eq!(RunbookRecord::find(db, &n("d"), RunbookKind::Failover)?, None);
+            Ok(())
+        })
+        .unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(catalog.path()).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn what_does_not_go_together_is_refused_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = open(dir.path()).unwrap();
+    catalog.call_blocking(|db| store("s").put(db).and_then(|()| domain("d").insert(db))).unwrap();
+    let kind = |work: &dyn Fn(&Connection) -> Result<()>| catalog.call_blocking(work).unwrap_err();
+    let twice = kind(&|db| {
+        store("other").put(db)?;
+        domain("d").insert(db)
+    });
+    assert_eq!(twice.kind(), ErrorKind::Refused);
+    assert!(twice.to_string().contains("imported, in storage site s"), "{twice}");
+    assert_eq!(kind(&|db| StoreRecord::get(db, &n("other")).map(drop)).kind(), ErrorKind::NotFound, "rolled back");
+    assert!(kind(&|db| StoreRecord::remove(db, &n("s"))).to_string().contains("1 domains"));
+    let set = |expected, text: &str| {
+        let new = (text.to_owned(), Time::from_millis(1), "me".to_owned());
+        catalog.call_blocking(move |db| RunbookRecord::set(db, &n("d"), RunbookKind::Failover, expected, new))
+    };
+    assert_eq!(set(Some(0), "a").unwrap().revision, 1);
+    assert_eq!(set(Some(1), "b").unwrap().revision, 2);
+    assert_eq!(set(Some(1), "c").unwrap_err().kind(), ErrorKind::Refused);
+    assert_eq!(set(None, "c").unwrap().revision, 3);
+    catalog
+        .call_blocking(|db| {
+            disks::protect(db, &n("d"), &vm())?;
+            disks::unprotect_disk(db, &n("d"), &n("web"), &n("z"))?;
+            assert_eq!(disks::protected(db, &n("d"))?[0].disks.len(), 1);
+            disks::unprotect_disk(db, &n("d"), &n("web"), &n("a"))?;
+            assert!(disks::protected(db, &n("d"))?.is_empty());
+            disks::protect(db, &n("d"), &vm())?;
+            DomainRecord::remove(db, &n("d"))?;
+            assert!(disks::protected_domains(db)?.is_empty(), "VMs go with their domain");
+            StoreRecord::remove(db, &n("s"))
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_second_process_another_site_and_a_newer_foreign_or_damaged_file_are_refused_untouched() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = open(dir.path()).unwrap();
+    let path = catalog.path().to_owned();
+    assert_eq!(open(dir.path()).unwrap_err().kind(), ErrorKind::Refused);
+    drop(catalog);
+    let other = Catalog::open(dir.path(), &n("there"), Time::default(), 1000).unwrap_err();
+    assert!(other.kind() == ErrorKind::Refused && other.to_string().contains("it is of site here"), "{other}");
+
+    let with = |sql: &str| Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+    with("PRAGMA user_version = 999");
+    let newer = open(dir.path()).unwrap_err();
+    assert!(newer.kind() == ErrorKind::Unsupported && newer.to_string().contains("version 999"), "{newer}");
+    with("PRAGMA user_version = 1; PRAGMA application_id = 7");
+    let before = std::fs::read(&path).unwrap();
+    assert_eq!(open(dir.path()).unwrap_err().kind(), ErrorKind::Refused);
+    assert!(std::fs::read(&path).unwrap() == before);
+
+    for bytes in [b"no database at all, and long enough to be looked at as one".repeat(99), before[..5000].to_vec()] {
+        for tail in ["-wal", "-shm"] {
+            let _ = std::fs::remove_file(dir.path().join(format!("{FILE}{tail}")));
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        let error = open(dir.path()).unwrap_err();
+        assert!(error.kind() == ErrorKind::Damaged && error.to_string().contains("import the domains"), "{error}");
+        assert!(std::fs::read(&path).unwrap() == bytes);
+    }
+    std::fs::remove_file(&path).unwrap();
+    assert!(open(dir.path()).unwrap().is_new(), "a lost one begins anew");
+}
+
+#[tokio::test]
+async fn events_are_bounded_and_come_newest_first_by_pages() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = Catalog::open(dir.path(), &n("here"), Time::default(), 100).unwrap();
+    for i in 0..256 {
+        let subject = if i % 2 == 0 { "even" } else { "odd" }.to_owned();
+        let detail = "ä".repeat(5000);
+        catalog.note(EventRecord { subject, detail, ..EventRecord::default() }).await.unwrap();
+    }
+    let page = |subject: Option<&str>, before, most| {
+        let page = EventPage { subject: subject.map(str::to_owned), before, most };
+        catalog.call_blocking(|db| EventRecord::list(db, &page)).unwrap()
+    };
+    let all = page(None, None, 10_000);
+    assert_eq!((all.len(), all[0].number, all[99].number), (100, 256, 157));
+    assert!(all[0].detail.len() < 2010 && all[0].detail.ends_with('…'));
+    let odd: Vec<u64> = page(Some("odd"), Some(200), 3).iter().map(|e| e.number).collect();
+    assert_eq!(odd, [198, 196, 194]);
+}

@@ -1,0 +1,344 @@
+//! Protections that run in the appliance, one for each domain whose disks it serves.
+//!
+//! ```text
+//! start --> open images (same boot: served at once) --> claim --> running: add, remove, cut ... --> end: drained, let go
+//!             ^--- at a restart: whatever fails is tried again, since guests may want their disks ---'
+//! ```
+//!
+//! Owns which protections run and what becomes of one that does not start. It never decides who owns a domain: the
+//! protection does. Invariants: one protection for each domain; one that guests had before a restart is not given up
+//! because an image or the store is away.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{RwLock, oneshot, watch};
+
+use super::stores::OpenStores;
+use crate::cancel::Cancel;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::Name;
+use crate::protect::{DiskStatus, Observer, ProtectReport, ProtectRequest, ProtectStatus, Protection, VmStatus};
+
+/// First pause after a start that failed, doubled up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// Looks whether disks are open, and the pause between two: ten seconds in all.
+const OPENING_LOOKS: usize = 200;
+const OPENING_PAUSE: Duration = Duration::from_millis(50);
+
+/// How far a protection is.
+enum Stage {
+    /// Not open yet, or to be opened again.
+    Opening,
+    Claiming(Box<Observer>),
+    Running(Box<Protection>),
+    Ended,
+}
+
+/// How it ended.
+type End = Arc<Result<ProtectReport, (ErrorKind, String)>>;
+
+/// One protection.
+pub(crate) struct Hosted {
+    request: ProtectRequest,
+    stage: RwLock<Stage>,
+    cancel: Cancel,
+    /// Why it does not run, as long as it does not.
+    trouble: Mutex<Option<String>>,
+    /// Where its disks are served.
+    addresses: Mutex<Vec<String>>,
+    ended: watch::Sender<Option<End>>,
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Hosted {
+    fn refuse(stage: &Stage) -> Error {
+        match stage {
+            Stage::Ended => Error::new(ErrorKind::Cancelled, "the protection has ended"),
+            _ => Error::new(
+                ErrorKind::Refused,
+                "nothing is captured now: the domain is not claimed yet; see its problems",
+            ),
+        }
+    }
+
+    /// Cuts a point, see [`Protection::cut_point`].
+    pub(crate) async fn cut_point(&self, within: Duration) -> Result<u64> {
+        match &*self.stage.read().await {
+            Stage::Running(protection) => protection.cut_point(within).await,
+            other => Err(Hosted::refuse(other)),
+        }
+    }
+
+    /// Has VMs or disks join, see [`Protection::add`].
+    pub(crate) async fn add(&self, vms: &[crate::capture::VmSource]) -> Result<()> {
+        match &mut *self.stage.write().await {
+            Stage::Running(protection) => protection.add(vms).await,
+            other => Err(Hosted::refuse(other)),
+        }
+    }
+
+    /// Has a disk leave, see [`Protection::remove`].
+    pub(crate) async fn remove(&self, vm: &Name, disk: &Name) -> Result<()> {
+        match &mut *self.stage.write().await {
+            Stage::Running(protection) => protection.remove(vm, disk).await,
+            other => Err(Hosted::refuse(other)),
+        }
+    }
+
+    /// Whether what guests write is captured, or was until another writer came.
+    pub(crate) async fn is_running(&self) -> bool {
+        matches!(&*self.stage.read().await, Stage::Running(_))
+    }
+
+    /// How it stands.
+    pub(crate) async fn status(&self) -> ProtectStatus {
+        let mut status = match &*self.stage.read().await {
+            Stage::Running(protection) => return protection.status().await,
+            Stage::Claiming(observer) => observer.status().await,
+            Stage::Opening | Stage::Ended => self.closed(),
+        };
+        if let Some(trouble) = lock(&self.trouble).clone()
+            && !status.problems.contains(&trouble)
+        {
+            status.problems.push(trouble);
+        }
+        status
+    }
+
+    /// What is told while nothing is open.
+    fn closed(&self) -> ProtectStatus {
+        let status = if lock(&self.trouble).is_some() { "Error" } else { "Initializing" };
+        let vms = self.request.vms.iter().map(|vm| {
+            let disks = vm.disks.iter().map(|disk| DiskStatus {
+                name: disk.name.to_string(),
+                path: disk.path.display().to_string(),
+                size: disk.size.unwrap_or_default(),
+                ..DiskStatus::default()
+            });
+            let (name, disks) = (vm.name.to_string(), disks.collect());
+            VmStatus { name, status: status.to_owned(), disks, ..VmStatus::default() }
+        });
+        ProtectStatus {
+            domain: self.request.domain.to_string(),
+            site: self.request.site.to_string(),
+            mode: "starting".to_owned(),
+            status: status.to_owned(),
+            vms: vms.collect(),
+            ..ProtectStatus::default()
+        }
+    }
+
+    /// Where its disks are served.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        lock(&self.addresses).clone()
+    }
+
+    fn trouble(&self, error: &Error) {
+        *lock(&self.trouble) = Some(error.to_string());
+    }
+
+    /// Ends it, and waits for that. May be asked several times.
+    pub(crate) async fn end(&self) -> Result<ProtectReport> {
+        self.cancel.cancel();
+        let mut ended = self.ended.subscribe();
+        // The sender lives as long as this.
+        let end = ended.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
+        match end.as_deref() {
+            Some(Ok(report)) => Ok(report.clone()),
+            Some(Err((kind, text))) => Err(Error::new(*kind, text.clone())),
+            None => Err(Error::new(ErrorKind::Internal, "a protection ended without a report")),
+        }
+    }
+
+    /// From the opening to the end.
+    async fn run(self: Arc<Hosted>, stores: Arc<OpenStores>, store: Name, first: Option<oneshot::Sender<Result<()>>>) {
+        let (mut first, mut pause) = (first, MIN_PAUSE);
+        let domain = self.request.domain.clone();
+        let end = loop {
+            match self.attempt(&stores, &store).await {
+                Ok(protection) => {
+                    for note in protection.notes() {
+                        tracing::info!(%domain, "{note}");
+                    }
+                    *lock(&self.trouble) = None;
+                    *self.stage.write().await = Stage::Running(Box::new(protection));
+                    if let Some(first) = first.take() {
+                        // Whoever asked has gone: it runs all the same.
+                        let _ = first.send(Ok(()));
+                    }
+                    self.cancel.cancelled().await;
+                    let stage = std::mem::replace(&mut *self.stage.write().await, Stage::Ended);
+                    let Stage::Running(protection) = stage else { break Ok(ProtectReport::default()) };
+                    break protection.stop().await;
+                }
+                Err(error) if self.cancel.is_cancelled() => break Err(error),
+                Err(error) => {
+                    if let Some(first) = first.take() {
+                        let _ = first.send(Err(error));
+                        break Err(Error::new(ErrorKind::Cancelled, "it was not started"));
+                    }
+                    tracing::warn!(%domain, "its protection does not start, and is tried again: {error}");
+                    self.trouble(&error);
+                    *self.stage.write().await = Stage::Opening;
+                    tokio::select! { () = tokio::time::sleep(pause) => {} () = self.cancel.cancelled() => {} }
+                    pause = (pause * 2).min(MAX_PAUSE);
+                }
+            }
+        };
+        *self.stage.write().await = Stage::Ended;
+        lock(&self.addresses).clear();
+        let end = match end {
+            // It was ended before it ran: nothing was captured.
+            Err(error) if error.kind() == ErrorKind::Cancelled => Ok(ProtectReport::default()),
+            end => end.map_err(|error| (error.kind(), error.to_string())),
+        };
+        self.ended.send_replace(Some(Arc::new(end)));
+    }
+
+    /// One start: opened and claimed, or closed again.
+    async fn attempt(&self, stores: &OpenStores, store: &Name) -> Result<Protection> {
+        self.cancel.check()?;
+        let site = stores.open(store).await?;
+        let mut protection = Protection::open(site, self.request.clone()).await?;
+        *self.stage.write().await = Stage::Claiming(Box::new(protection.observer()));
+        *lock(&self.addresses) = protection.addresses();
+        let claimed = protection.claim(&self.cancel, |error| self.trouble(error)).await;
+        match claimed {
+            Ok(()) => {
+                *lock(&self.addresses) = protection.addresses();
+                Ok(protection)
+            }
+            Err(error) => {
+                lock(&self.addresses).clear();
+                if let Err(also) = protection.stop().await {
+                    tracing::warn!(domain = %self.request.domain, "letting go of its disks: {also}");
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Hosting {
+    hosted: Mutex<BTreeMap<Name, Arc<Hosted>>>,
+}
+
+impl Hosting {
+    /// The protection of a domain.
+    pub(crate) fn get(&self, domain: &Name) -> Option<Arc<Hosted>> {
+        lock(&self.hosted).get(domain).cloned()
+    }
+
+    /// All, by name.
+    pub(crate) fn all(&self) -> Vec<(Name, Arc<Hosted>)> {
+        lock(&self.hosted).iter().map(|(name, hosted)| (name.clone(), Arc::clone(hosted))).collect()
+    }
+
+    fn enter(&self, request: ProtectRequest) -> Result<Arc<Hosted>> {
+        let domain = request.domain.clone();
+        let mut all = lock(&self.hosted);
+        if all.contains_key(&domain) {
+            return Err(Error::new(ErrorKind::Refused, format!("domain {domain} is protected here already")));
+        }
+        let hosted = Arc::new(Hosted {
+            request,
+            stage: RwLock::new(Stage::Opening),
+            cancel: Cancel::new(),
+            trouble: Mutex::default(),
+            addresses: Mutex::default(),
+            ended: watch::Sender::new(None),
+        });
+        all.insert(domain, Arc::clone(&hosted));
+        Ok(hosted)
+    }
+
+    /// Starts a protection and waits until it captures.
+    ///
+    /// # Errors
+    /// `Refused` where the domain has one; what opening and claiming say. Then there is none.
+    pub(crate) async fn start(&self, stores: &Arc<OpenStores>, store: &Name, request: ProtectRequest) -> Result<()> {
+        let domain = request.domain.clone();
+        let hosted = self.enter(request)?;
+        let (tell, told) = oneshot::channel();
+        tokio::spawn(Arc::clone(&hosted).run(Arc::clone(stores), store.clone(), Some(tell)));
+        let started = told.await;
+        let started = started
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Cancelled, "the protection was ended while it started")));
+        if started.is_err() {
+            lock(&self.hosted).remove(&domain);
+        }
+        started
+    }
+
+    /// Starts a protection that was there before, and goes on trying.
+    ///
+    /// # Errors
+    /// `Refused` where the domain has one.
+    pub(crate) fn restart(&self, stores: &Arc<OpenStores>, store: &Name, request: ProtectRequest) -> Result<()> {
+        let hosted = self.enter(request)?;
+        tokio::spawn(hosted.run(Arc::clone(stores), store.clone(), None));
+        Ok(())
+    }
+
+    /// Opens the disks of a domain that is not claimed yet, by an operator's word; answers with where they are served.
+    ///
+    /// # Errors
+    /// `Refused` where nothing of it is protected here; what opening says.
+    pub(crate) async fn open_unclaimed(
+        &self,
+        stores: &Arc<OpenStores>,
+        store: &Name,
+        domain: &Name,
+    ) -> Result<Vec<String>> {
+        let none = || Error::new(ErrorKind::Refused, format!("no VM of domain {domain} is protected here"));
+        let hosted = self.get(domain).ok_or_else(none)?;
+        if !hosted.addresses().is_empty() {
+            return Ok(hosted.addresses());
+        }
+        let request = ProtectRequest { open_unclaimed: true, ..hosted.request.clone() };
+        if let Some(ended) = self.end(domain).await {
+            ended?;
+        }
+        self.restart(stores, store, request)?;
+        let opened = self.get(domain).ok_or_else(none)?;
+        for _ in 0..OPENING_LOOKS {
+            let (addresses, trouble) = (opened.addresses(), lock(&opened.trouble).clone());
+            match trouble {
+                _ if !addresses.is_empty() => return Ok(addresses),
+                Some(why) => return Err(Error::new(ErrorKind::Refused, why)),
+                None => tokio::time::sleep(OPENING_PAUSE).await,
+            }
+        }
+        Err(Error::new(
+            ErrorKind::Unreachable,
+            format!("the disks of domain {domain} are not open yet; see its problems"),
+        ))
+    }
+
+    /// Ends the protection of a domain; `None` where there is none.
+    pub(crate) async fn end(&self, domain: &Name) -> Option<Result<ProtectReport>> {
+        let hosted = self.get(domain)?;
+        let end = hosted.end().await;
+        lock(&self.hosted).remove(domain);
+        Some(end)
+    }
+
+    /// Ends all, side by side.
+    pub(crate) async fn end_all(&self) -> Vec<(Name, Result<ProtectReport>)> {
+        let names: Vec<Name> = self.all().into_iter().map(|(name, _)| name).collect();
+        let ends = names.into_iter().map(|name| async move {
+            let end = self.end(&name).await;
+            (name, end)
+        });
+        let ended = futures::future::join_all(ends).await;
+        ended.into_iter().filter_map(|(name, end)| Some((name, end?))).collect()
+    }
+}

@@ -1,0 +1,165 @@
+//! What was last seen of domains in their stores: looked at now and then, told at once.
+//!
+//! ```text
+//! every stores.look_every: each domain that is not protected here, stores.looks side by side
+//!     two requests where nothing happened: the next owner record, the status
+//!     else the whole of it: tip, newest manifest, segments after it
+//! ```
+//!
+//! Owns the memory of looks. It writes nothing to a store. A domain whose name now belongs to another one, as when a
+//! store was swapped, is told as damaged and never shown as ours.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::StreamExt;
+
+use super::catalog::{Catalog, DomainRecord};
+use super::stores::OpenStores;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::Status;
+use crate::ids::{DomainId, Name, Time};
+use crate::scan::{DomainSummary, summarise};
+use crate::store::Domain;
+
+/// One look.
+#[derive(Debug, Clone)]
+pub(crate) struct Look {
+    /// When, by the appliance's clock.
+    pub(crate) at: Time,
+    /// What was seen, or why nothing was: the kind, and the words.
+    pub(crate) found: std::result::Result<Arc<DomainSummary>, (ErrorKind, String)>,
+    /// Site that claimed the domain first.
+    pub(crate) home: Option<Name>,
+}
+
+/// A view that was kept, to see at little cost whether anything happened.
+#[derive(Clone)]
+struct Kept {
+    view: Domain,
+    status: Option<Status>,
+    look: Look,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Looks {
+    kept: Mutex<HashMap<Name, Kept>>,
+    failed: Mutex<HashMap<Name, Look>>,
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Refuses a domain of the right name and another identity.
+pub(crate) fn check_identity(expected: Option<DomainId>, found: &Domain) -> Result<()> {
+    match expected {
+        Some(expected) if expected != found.id() => {
+            let (name, url, id) = (found.name(), found.site().url(), found.id());
+            let why = format!("storage site {url} holds another domain {name}: {id}, not {expected}");
+            let advice =
+                "the store was swapped or the domain made anew; forget it here and import it again if that is meant";
+            Err(Error::new(ErrorKind::Damaged, format!("{why}; {advice}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Looks {
+    /// What was last seen.
+    pub(crate) fn last(&self, domain: &Name) -> Option<Look> {
+        let kept = lock(&self.kept).get(domain).map(|kept| kept.look.clone());
+        lock(&self.failed).get(domain).cloned().or(kept)
+    }
+
+    /// Forgets a domain.
+    pub(crate) fn forget(&self, domain: &Name) {
+        lock(&self.kept).remove(domain);
+        lock(&self.failed).remove(domain);
+    }
+
+    /// Looks now.
+    ///
+    /// # Errors
+    /// What the store says; it is remembered as the look's result.
+    pub(crate) async fn look(&self, stores: &OpenStores, record: &DomainRecord, now: Time) -> Result<Look> {
+        match self.try_look(stores, record, now).await {
+            Ok(kept) => {
+                let look = kept.look.clone();
+                lock(&self.kept).insert(record.name.clone(), kept);
+                lock(&self.failed).remove(&record.name);
+                Ok(look)
+            }
+            Err(error) => {
+                let found = Err((error.kind(), error.to_string()));
+                let home = self.last(&record.name).and_then(|last| last.home);
+                lock(&self.failed).insert(record.name.clone(), Look { at: now, found, home });
+                Err(error)
+            }
+        }
+    }
+
+    async fn try_look(&self, stores: &OpenStores, record: &DomainRecord, now: Time) -> Result<Kept> {
+        let site = stores.open(&record.store).await?;
+        let before = lock(&self.kept).get(&record.name).cloned();
+        let before = before.filter(|kept| kept.view.site().url() == site.url() && record.id == Some(kept.view.id()));
+        if let Some(mut kept) = before {
+            let grown = kept.view.refresh().await?;
+            let status = kept.view.status().await?;
+            let quiet =
+                |a: &Status, b: &Status| (a.point, a.mode, a.author.writer) == (b.point, b.mode, b.author.writer);
+            let is_quiet = match (&status, &kept.status) {
+                (Some(now), Some(then)) => quiet(now, then),
+                (None, None) => true,
+                _ => false,
+            };
+            if !grown
+                && is_quiet
+                && let Ok(summary) = &kept.look.found
+            {
+                let mut summary = DomainSummary::clone(summary);
+                let store_now = site.now();
+                if let (Some(point), Some(_)) = (&mut summary.point, &status) {
+                    point.age_ms = store_now.millis_since(point.time);
+                }
+                let seen = status.as_ref().map(|status| store_now.millis_since(status.at));
+                summary.last_sign.age_ms = seen.unwrap_or(summary.last_sign.age_ms);
+                kept.look = Look { at: now, found: Ok(Arc::new(summary)), home: kept.look.home.clone() };
+                kept.status = status;
+                return Ok(kept);
+            }
+        }
+        let view = Domain::open(&site, &record.name).await?;
+        check_identity(record.id, &view)?;
+        let home = view.ownership().generations().first().map(|first| first.author.site.clone());
+        let status = view.status().await?;
+        let summary = summarise(view.clone()).await?;
+        Ok(Kept { view, status, look: Look { at: now, found: Ok(Arc::new(summary)), home } })
+    }
+
+    /// Looks at all domains that `skip` does not name, `side_by_side` at a time.
+    ///
+    /// # Errors
+    /// What the catalog says; what stores say is remembered with their domains.
+    pub(crate) async fn round(
+        &self,
+        stores: &OpenStores,
+        catalog: &Catalog,
+        side_by_side: usize,
+        skip: impl Fn(&Name) -> bool,
+        now: impl Fn() -> Time,
+    ) -> Result<usize> {
+        let records = catalog.call(|db| DomainRecord::list(db, "", usize::MAX)).await?;
+        let due: Vec<DomainRecord> = records.into_iter().filter(|r| r.id.is_some() && !skip(&r.name)).collect();
+        let looks = due.iter().map(|record| async {
+            if let Err(error) = self.look(stores, record, now()).await {
+                tracing::debug!(domain = %record.name, "look: {error}");
+            }
+        });
+        let looks: Vec<_> = looks.collect();
+        let count = looks.len();
+        futures::stream::iter(looks).buffer_unordered(side_by_side).collect::<Vec<()>>().await;
+        Ok(count)
+    }
+}

@@ -1,0 +1,254 @@
+//! Figures for Prometheus, over plain HTTP at an address of its own.
+//!
+//! Owns the endpoint: `GET /metrics`, a few connections at once, each for one request and a short while. Figures are taken
+//! when they are asked for; nothing is counted twice. Names come from `table` alone.
+
+mod table;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use http::{Method, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use super::appliance::Appliance;
+use crate::error::{Error, ErrorKind, Result};
+use crate::protect::ProtectStatus;
+use crate::store::StoreCounters;
+
+pub use table::{Kind, METRICS, Metric};
+
+/// Connections at once.
+const CONNECTIONS: usize = 16;
+/// Longest time of one.
+const LONGEST: Duration = Duration::from_secs(30);
+/// Longest time until the request's head is there.
+const HEAD: Duration = Duration::from_secs(5);
+
+type Labels = Vec<(String, String)>;
+
+/// Figures of one answer.
+struct Page {
+    gauges: BTreeMap<&'static str, Family<Labels, Gauge<f64, AtomicU64>>>,
+    counters: BTreeMap<&'static str, Family<Labels, Counter<f64, AtomicU64>>>,
+    registry: Registry,
+}
+
+impl Page {
+    fn new() -> Page {
+        let mut page = Page { gauges: BTreeMap::new(), counters: BTreeMap::new(), registry: Registry::default() };
+        for metric in METRICS {
+            match metric.kind {
+                Kind::Gauge => {
+                    let family = Family::default();
+                    page.registry.register(metric.name, metric.meaning, family.clone());
+                    page.gauges.insert(metric.name, family);
+                }
+                Kind::Counter => {
+                    let family = Family::default();
+                    page.registry.register(metric.name, metric.meaning, family.clone());
+                    page.counters.insert(metric.name, family);
+                }
+            }
+        }
+        page
+    }
+
+    /// A figure of the table, with the values of its labels in their order.
+    fn set(&self, name: &'static str, values: &[&str], figure: f64) {
+        let Some(metric) = METRICS.iter().find(|metric| metric.name == name) else { return };
+        debug_assert_eq!(metric.labels.len(), values.len(), "{name}");
+        let labels = metric.labels.iter().zip(values);
+        let labels: Labels = labels.map(|(label, value)| ((*label).to_owned(), (*value).to_owned())).collect();
+        if let Some(family) = self.gauges.get(name) {
+            family.get_or_create(&labels).set(figure);
+        } else if let Some(family) = self.counters.get(name) {
+            family.get_or_create(&labels).inc_by(figure);
+        }
+    }
+
+    fn text(&self) -> Result<String> {
+        let mut out = String::new();
+        encode(&mut out, &self.registry)
+            .map_err(|e| Error::with_source(ErrorKind::Internal, "write the figures", e))?;
+        Ok(out)
+    }
+}
+
+/// A figure; beyond 2^53 it is rounded.
+fn figure(n: u64) -> f64 {
+    n as f64
+}
+
+/// All figures as they are now.
+async fn gather(app: &Appliance) -> Result<String> {
+    let page = Page::new();
+    page.set("freshet_info", &[app.site().as_str(), env!("CARGO_PKG_VERSION")], 1.0);
+    page.set("freshet_start_time_seconds", &[], figure(app.started.millis()) / 1000.0);
+    let records = app.catalog.call(|db| super::catalog::DomainRecord::list(db, "", usize::MAX)).await?;
+    for record in &records {
+        let (domain, view) = (record.name.as_str(), app.view(record).await);
+        let words = (super::view::mode_words(view.mode()), super::view::status_words(view.status()));
+        page.set("freshet_domain_info", &[domain, record.store.as_str(), words.0, words.1], 1.0);
+        if let Some(rpo) = view.rpo_ms {
+            page.set("freshet_domain_rpo_seconds", &[domain], figure(rpo) / 1000.0);
+        }
+        if let Some(point) = &view.newest_point {
+            page.set("freshet_domain_point", &[domain], figure(point.number));
+        }
+        page.set("freshet_domain_problems", &[domain], view.problems.len() as f64);
+        if let Some(hosted) = app.hosting.get(&record.name) {
+            protection(&page, domain, &hosted.status().await);
+        }
+    }
+    for (name, site) in app.stores.all() {
+        store(&page, name.as_str(), &site.counters());
+    }
+    page.text()
+}
+
+fn protection(page: &Page, domain: &str, status: &ProtectStatus) {
+    let micros = |n: u64| figure(n) / 1e6;
+    for (name, value) in [
+        ("freshet_domain_captured_point", figure(status.captured)),
+        ("freshet_domain_waiting_bytes", figure(status.waiting_bytes)),
+        ("freshet_domain_log_used_bytes", figure(status.log_used)),
+        ("freshet_domain_log_size_bytes", figure(status.log_size)),
+        ("freshet_domain_hold_seconds", micros(status.hold_us)),
+        ("freshet_domain_held_writes", figure(status.held_writes)),
+        ("freshet_domain_written_bytes", figure(status.written)),
+        ("freshet_domain_shipped_bytes", figure(status.stored)),
+        ("freshet_domain_shipped_segments", figure(status.segments)),
+    ] {
+        page.set(name, &[domain], value);
+    }
+    if let Some(sync) = &status.sync {
+        page.set("freshet_domain_sync_total_bytes", &[domain], figure(sync.total));
+        page.set("freshet_domain_sync_done_bytes", &[domain], figure(sync.done));
+    }
+    for vm in &status.vms {
+        for disk in &vm.disks {
+            let labels = [domain, vm.name.as_str(), disk.name.as_str()];
+            for (name, value) in [
+                ("freshet_disk_size_bytes", disk.size),
+                ("freshet_disk_dirty_bytes", disk.dirty),
+                ("freshet_disk_unsynced_bytes", disk.unsynced),
+                ("freshet_disk_written_bytes", disk.written),
+                ("freshet_disk_read_bytes", disk.read),
+                ("freshet_disk_failed_requests", disk.failed),
+            ] {
+                page.set(name, &labels, figure(value));
+            }
+        }
+    }
+}
+
+fn store(page: &Page, name: &str, counters: &StoreCounters) {
+    for (kind, count) in [
+        ("get", counters.gets),
+        ("head", counters.heads),
+        ("put", counters.puts),
+        ("list", counters.lists),
+        ("delete", counters.deletes),
+    ] {
+        page.set("freshet_store_requests", &[name, kind], figure(count));
+    }
+    page.set("freshet_store_retries", &[name], figure(counters.retries));
+    page.set("freshet_store_hedges", &[name], figure(counters.hedges));
+    page.set("freshet_store_received_bytes", &[name], figure(counters.bytes_in));
+    page.set("freshet_store_sent_bytes", &[name], figure(counters.bytes_out));
+}
+
+async fn answer(
+    app: Arc<Appliance>,
+    request: http::Request<hyper::body::Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let plain = |status: StatusCode, text: String| {
+        let mut response = Response::new(Full::new(Bytes::from(text)));
+        *response.status_mut() = status;
+        let kind = match status {
+            StatusCode::OK => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            _ => "text/plain; charset=utf-8",
+        };
+        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+        response
+    };
+    Ok(match (request.method(), request.uri().path()) {
+        (&Method::GET, "/metrics") => match gather(&app).await {
+            Ok(text) => plain(StatusCode::OK, text),
+            Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        },
+        (_, "/metrics") => plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned()),
+        _ => plain(StatusCode::NOT_FOUND, "only /metrics\n".to_owned()),
+    })
+}
+
+/// Answers at `listener` until the appliance closes; where there is none, does nothing.
+pub(crate) async fn serve(app: Arc<Appliance>, listener: Option<TcpListener>) {
+    let Some(listener) = listener else { return };
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let came = tokio::select! { came = listener.accept() => came, () = app.closing.cancelled() => return };
+        let stream = match came {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!("a connection for figures could not be accepted: {error}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let app = Arc::clone(&app);
+        tokio::spawn(async move {
+            let service = service_fn(|request| answer(Arc::clone(&app), request));
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service);
+            // Whoever breaks off or dawdles is nobody's concern.
+            let _ = tokio::time::timeout(LONGEST, connection).await;
+            drop(place);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_has_the_names_of_the_table_and_no_others() {
+        let page = Page::new();
+        let values = ["a\"b", "b", "c", "d"];
+        for metric in METRICS {
+            page.set(metric.name, &values[..metric.labels.len()], 2.5);
+        }
+        let text = page.text().unwrap();
+        for metric in METRICS {
+            let total = if metric.kind == Kind::Counter { "_total" } else { "" };
+            let line = text.lines().find(|line| line.starts_with(&format!("{}{total}{{", metric.name)));
+            let line = line.or_else(|| text.lines().find(|line| line.starts_with(&format!("{}{total} ", metric.name))));
+            assert!(line.is_some_and(|line| line.ends_with(" 2.5")), "{}: {text}", metric.name);
+            for label in metric.labels {
+                assert!(line.unwrap().contains(&format!("{label}=\"")), "{} {label}", metric.name);
+            }
+        }
+        let told = text.lines().filter(|line| line.starts_with("# TYPE")).count();
+        assert_eq!(told, METRICS.len());
+        assert!(text.contains("site=\"a\\\"b\""), "labels are escaped");
+    }
+}

@@ -1,0 +1,90 @@
+//! Every figure that the endpoint tells: name, unit, labels, stability, meaning. The one place where they are;
+//! `docs/control-plane.md` follows this table.
+
+/// Whether a figure only grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It goes up and down.
+    Gauge,
+    /// It only grows, from the start of what it counts.
+    Counter,
+}
+
+/// One figure.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// Name, without the `_total` that counters end with.
+    pub name: &'static str,
+    /// Gauge or counter.
+    pub kind: Kind,
+    /// Unit; empty for a plain number.
+    pub unit: &'static str,
+    /// Labels.
+    pub labels: &'static [&'static str],
+    /// Whether name and meaning stay from version to version.
+    pub stable: bool,
+    /// What it is.
+    pub meaning: &'static str,
+}
+
+const DOMAIN: &[&str] = &["domain"];
+const DISK: &[&str] = &["domain", "vm", "disk"];
+const STORE: &[&str] = &["store"];
+
+const fn gauge(
+    name: &'static str,
+    unit: &'static str,
+    labels: &'static [&'static str],
+    meaning: &'static str,
+) -> Metric {
+    Metric { name, kind: Kind::Gauge, unit, labels, stable: true, meaning }
+}
+
+const fn counter(
+    name: &'static str,
+    unit: &'static str,
+    labels: &'static [&'static str],
+    meaning: &'static str,
+) -> Metric {
+    Metric { name, kind: Kind::Counter, unit, labels, stable: true, meaning }
+}
+
+/// All of them.
+pub const METRICS: &[Metric] = &[
+    gauge("freshet_info", "", &["site", "version"], "Always 1"),
+    gauge("freshet_start_time_seconds", "seconds", &[], "When the appliance started, since 1970"),
+    gauge("freshet_domain_info", "", &["domain", "store", "mode", "status"], "Always 1; mode and status in words"),
+    gauge("freshet_domain_rpo_seconds", "seconds", DOMAIN, "What would be lost now; absent where a VM has no point"),
+    gauge("freshet_domain_point", "", DOMAIN, "Newest point that is part of the domain"),
+    gauge("freshet_domain_captured_point", "", DOMAIN, "Newest segment that was cut here"),
+    gauge("freshet_domain_waiting_bytes", "bytes", DOMAIN, "Sealed segments that wait for the store"),
+    gauge("freshet_domain_log_used_bytes", "bytes", DOMAIN, "Replication log in use"),
+    gauge("freshet_domain_log_size_bytes", "bytes", DOMAIN, "Replication log"),
+    gauge("freshet_domain_sync_total_bytes", "bytes", DOMAIN, "Disks that are being synced; absent where none is"),
+    gauge("freshet_domain_sync_done_bytes", "bytes", DOMAIN, "Of these, what is done"),
+    gauge("freshet_domain_hold_seconds", "seconds", DOMAIN, "How long each write is held now"),
+    gauge("freshet_domain_problems", "", DOMAIN, "Things that are wrong"),
+    counter("freshet_domain_held_writes", "", DOMAIN, "Writes that were held"),
+    counter("freshet_domain_written_bytes", "bytes", DOMAIN, "What guests wrote into what was shipped"),
+    counter("freshet_domain_shipped_bytes", "bytes", DOMAIN, "Segments that were shipped"),
+    counter("freshet_domain_shipped_segments", "", DOMAIN, "The same, counted"),
+    gauge("freshet_disk_size_bytes", "bytes", DISK, "The disk"),
+    gauge("freshet_disk_dirty_bytes", "bytes", DISK, "What a crash now would read back"),
+    gauge("freshet_disk_unsynced_bytes", "bytes", DISK, "What the store may lack"),
+    counter("freshet_disk_written_bytes", "bytes", DISK, "What guests wrote"),
+    counter("freshet_disk_read_bytes", "bytes", DISK, "What guests read"),
+    counter("freshet_disk_failed_requests", "", DISK, "Requests that failed on the local disk"),
+    counter("freshet_store_requests", "", &["store", "kind"], "Requests by kind: get, head, put, list, delete"),
+    counter("freshet_store_retries", "", STORE, "Tries after the first one"),
+    counter("freshet_store_hedges", "", STORE, "Second requests because the first was slow"),
+    counter("freshet_store_received_bytes", "bytes", STORE, "Object bytes received"),
+    counter("freshet_store_sent_bytes", "bytes", STORE, "Object bytes sent"),
+    Metric {
+        name: "freshet_tasks",
+        kind: Kind::Gauge,
+        unit: "",
+        labels: &["kind", "state"],
+        stable: false,
+        meaning: "Tasks that are remembered",
+    },
+];

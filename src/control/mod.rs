@@ -1,0 +1,49 @@
+//! The control plane: an appliance that serves one site, and the catalog of what it knows.
+//!
+//! ```text
+//!  freshet ..., programs --gRPC: socket, TLS--> access --> services --> appliance --+--> catalog (SQLite)
+//!                                               who may                             +--> stores, looks (storage sites)
+//!                                                                                   '--> hosting (running protections)
+//! ```
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `settings` | `freshet.toml` |
+//! | `catalog` | what is remembered |
+//! | `serve`, `listen` | the order of starting and ending; sockets |
+//! | `access`, `fault`, `confirm`, `turns` | who may call; what errors look like; what is confirmed; whose turn it is |
+//! | `appliance` | what the services share, and the rules of every act |
+//! | `stores`, `looks`, `hosting`, `view` | open stores; what was seen in them; protections that run; domains as they are shown |
+//! | `services` | the API's methods |
+//! | `metrics` | figures for Prometheus |
+//! | `client` | the way from a command to an appliance |
+//! | `proto` | what was made of `proto/` |
+//!
+//! Nothing here moves a guest's bytes: the library does, and goes on doing so while nobody asks.
+
+mod access;
+mod appliance;
+mod catalog;
+mod client;
+mod confirm;
+mod fault;
+mod hosting;
+mod listen;
+mod looks;
+mod metrics;
+pub mod proto;
+mod serve;
+mod services;
+pub mod settings;
+mod stores;
+mod turns;
+mod view;
+
+pub use access::{ROLES, subject_of};
+pub use appliance::Appliance;
+pub use client::{Client, ClientTls, Target, json_of};
+pub use fault::{CODES, ERROR_DOMAIN, from_status};
+pub use metrics::{Kind as MetricKind, METRICS, Metric};
+pub use serve::{Addresses, serve};
+pub use settings::Settings;
+pub use view::{mode_words, status_words};

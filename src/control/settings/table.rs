@@ -1,0 +1,211 @@
+//! Every setting of the appliance: its name, kind, default, bounds and meaning. The one place where they are; reading,
+//! checking, the example and `docs/settings.md` all follow this table.
+
+/// What a setting holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A name of 1 to 255 bytes.
+    Name,
+    /// An absolute path.
+    Path,
+    /// A list of absolute paths.
+    Paths,
+    /// `host:port`.
+    Address,
+    /// Bytes, or a number with KiB, MiB, GiB or TiB.
+    Size {
+        /// Least bytes.
+        least: u64,
+        /// Most bytes.
+        most: u64,
+    },
+    /// A number with ms, s, m or h; bounds in milliseconds.
+    Time {
+        /// Least milliseconds.
+        least: u64,
+        /// Most milliseconds.
+        most: u64,
+    },
+    /// A whole number.
+    Count {
+        /// Least.
+        least: u64,
+        /// Most.
+        most: u64,
+    },
+    /// `true` or `false`.
+    Switch,
+    /// One of these words.
+    Word(&'static [&'static str]),
+}
+
+/// One setting.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// Name with its table, such as `protect.memory`.
+    pub name: &'static str,
+    /// What it holds.
+    pub kind: Kind,
+    /// What it is unless told; empty for nothing.
+    pub default: &'static str,
+    /// Whether the file must have it.
+    pub required: bool,
+    /// What it does.
+    pub meaning: &'static str,
+}
+
+const fn setting(name: &'static str, kind: Kind, default: &'static str, meaning: &'static str) -> Setting {
+    Setting { name, kind, default, required: false, meaning }
+}
+
+const TIB: u64 = 1 << 40;
+const MIB: u64 = 1 << 20;
+const SECOND: u64 = 1000;
+const MINUTE: u64 = 60 * SECOND;
+const HOUR: u64 = 60 * MINUTE;
+
+/// All settings but the list `[[access]]`, in the order of the page.
+pub const SETTINGS: &[Setting] = &[
+    Setting {
+        name: "site",
+        kind: Kind::Name,
+        default: "",
+        required: true,
+        meaning: "Name of this site, which owns domains under it. Never to be changed while it owns one",
+    },
+    setting(
+        "state",
+        Kind::Path,
+        "/var/lib/freshet",
+        "Directory of the catalog and of what protections remember; made where it is missing",
+    ),
+    setting(
+        "listen.socket",
+        Kind::Path,
+        "/run/freshet/freshet.sock",
+        "Unix socket of the API, for the appliance's own user and root",
+    ),
+    setting("listen.tcp", Kind::Address, "", "Address of the API over TLS; nothing listens on TCP where absent"),
+    setting("listen.metrics", Kind::Address, "", "Address of the Prometheus endpoint, plain HTTP; none where absent"),
+    setting(
+        "listen.metrics_public",
+        Kind::Switch,
+        "false",
+        "Allows `listen.metrics` to be another address than a loopback one: whoever reaches it reads names and figures",
+    ),
+    setting(
+        "tls.certificate",
+        Kind::Path,
+        "",
+        "PEM file with the certificate of the API, and those that lead to its root",
+    ),
+    setting("tls.key", Kind::Path, "", "PEM file with its key"),
+    setting("tls.client_ca", Kind::Path, "", "PEM file with the roots of which a client must show a certificate"),
+    setting(
+        "api.connections",
+        Kind::Count { least: 1, most: 10_000 },
+        "256",
+        "Connections of clients at once, on the socket and on TCP each",
+    ),
+    setting("api.streams", Kind::Count { least: 1, most: 1000 }, "100", "Calls at once on one connection"),
+    setting(
+        "api.stop_grace",
+        Kind::Time { least: 0, most: 10 * MINUTE },
+        "10s",
+        "How long calls in flight are waited for at the end",
+    ),
+    setting(
+        "api.confirmation",
+        Kind::Time { least: 10 * SECOND, most: HOUR },
+        "5m",
+        "How long a token that confirms a destructive act is good",
+    ),
+    setting(
+        "stores.look_every",
+        Kind::Time { least: SECOND, most: HOUR },
+        "30s",
+        "Time between two looks at an imported domain",
+    ),
+    setting("stores.looks", Kind::Count { least: 1, most: 256 }, "32", "Domains looked at side by side"),
+    setting("events.keep", Kind::Count { least: 1000, most: 10_000_000 }, "100000", "Events kept; the oldest go first"),
+    setting(
+        "tasks.keep",
+        Kind::Count { least: 10, most: 100_000 },
+        "1000",
+        "Tasks kept after their end; the oldest go first",
+    ),
+    setting(
+        "protect.image_dirs",
+        Kind::Paths,
+        "[]",
+        "Directories whose images operators may protect; others, and all where it is empty, only admins",
+    ),
+    setting(
+        "protect.socket_dir",
+        Kind::Path,
+        "/run/freshet/nbd",
+        "Directory of the sockets at which disks are served, one for each domain; made where it is missing",
+    ),
+    setting(
+        "protect.log_store",
+        Kind::Path,
+        "",
+        "Directory of replication logs and write-intent bitmaps; `domains` in the state directory where absent",
+    ),
+    setting(
+        "protect.memory",
+        Kind::Size { least: 128 * MIB, most: TIB },
+        "512MiB",
+        "Budget for the buffers of each domain",
+    ),
+    setting(
+        "protect.log_size",
+        Kind::Size { least: 32 * MIB, most: 64 * TIB },
+        "4GiB",
+        "Replication log of each domain",
+    ),
+    setting(
+        "protect.cache",
+        Kind::Word(&["direct", "write-back"]),
+        "direct",
+        "Images past the page cache, or through it: then flush and FUA make writes durable",
+    ),
+    setting("protect.engine", Kind::Word(&["auto", "io-uring", "threads"]), "auto", "Disk engine"),
+    setting(
+        "protect.connections",
+        Kind::Count { least: 1, most: 10_000 },
+        "64",
+        "NBD connections at once, of each domain",
+    ),
+    setting(
+        "protect.segment_age",
+        Kind::Time { least: 10, most: MINUTE },
+        "800ms",
+        "Age of its first write at which a segment is cut: what would be lost is a little more",
+    ),
+    setting(
+        "protect.longest_hold",
+        Kind::Time { least: 1, most: MINUTE },
+        "500ms",
+        "Longest time that a write is held because the storage site takes too little",
+    ),
+    setting(
+        "protect.sync_rate",
+        Kind::Size { least: MIB, most: TIB },
+        "",
+        "Most that initial sync and resync of a domain read in a second; no limit where absent",
+    ),
+    setting(
+        "protect.drain",
+        Kind::Time { least: 0, most: HOUR },
+        "30s",
+        "How long the end of a protection waits for the storage site",
+    ),
+    setting(
+        "protect.when_fenced",
+        Kind::Word(&["continue", "stop"]),
+        "continue",
+        "What guests' writes do once another writer owns the domain: go on unprotected, or fail",
+    ),
+    setting("protect.level", Kind::Count { least: 1, most: 19 }, "1", "zstd level"),
+];

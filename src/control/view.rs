@@ -1,0 +1,274 @@
+//! Domains as the API shows them: from the catalog, the protection that runs, and the last look at the store. No I/O but
+//! asking the protection.
+
+use super::appliance::Appliance;
+use super::catalog::{DomainRecord, Origin};
+use super::looks::Look;
+use super::proto::{self, DomainMode, ProtectionStatus};
+use crate::ids::{Name, Time};
+use crate::protect::ProtectStatus;
+use crate::scan::DomainSummary;
+
+/// As the API writes a time.
+pub(crate) fn timestamp(time: Time) -> prost_types::Timestamp {
+    let millis = i64::try_from(time.millis()).unwrap_or(i64::MAX);
+    // Below a thousand million.
+    let nanos = (millis % 1000 * 1_000_000) as i32;
+    prost_types::Timestamp { seconds: millis / 1000, nanos }
+}
+
+/// The enum for a status in words.
+pub(crate) fn status_of(words: &str) -> ProtectionStatus {
+    match words {
+        "Initializing" => ProtectionStatus::Initializing,
+        "Initial Sync" => ProtectionStatus::InitialSync,
+        "Recoverable" => ProtectionStatus::Recoverable,
+        "Resync" => ProtectionStatus::Resync,
+        "Partially Recoverable" => ProtectionStatus::PartiallyRecoverable,
+        "Unprotected" => ProtectionStatus::Unprotected,
+        _ => ProtectionStatus::Error,
+    }
+}
+
+/// The words for a status.
+pub fn status_words(status: ProtectionStatus) -> &'static str {
+    match status {
+        ProtectionStatus::Unspecified => "-",
+        ProtectionStatus::Initializing => "Initializing",
+        ProtectionStatus::InitialSync => "Initial Sync",
+        ProtectionStatus::Recoverable => "Recoverable",
+        ProtectionStatus::Resync => "Resync",
+        ProtectionStatus::Error => "Error",
+        ProtectionStatus::Unprotected => "Unprotected",
+        ProtectionStatus::PartiallyRecoverable => "Partially Recoverable",
+    }
+}
+
+/// The words for a mode.
+pub fn mode_words(mode: DomainMode) -> &'static str {
+    match mode {
+        DomainMode::Unspecified => "-",
+        DomainMode::Protected => "Protected",
+        DomainMode::Imported => "Imported",
+        DomainMode::FailoverInProgress => "Failover in Progress",
+        DomainMode::ContinuousRehydrationInProgress => "Continuous Rehydration in Progress",
+        DomainMode::RunningInFailover => "Running in Failover",
+        DomainMode::FailbackInProgress => "Failback in Progress",
+        DomainMode::TestFailoverInProgress => "Test Failover in Progress",
+        DomainMode::Fenced => "Fenced",
+    }
+}
+
+/// Of all VMs together: the worst, but where some are recoverable it says so.
+fn together(vms: &[proto::Vm]) -> ProtectionStatus {
+    let good = vms.iter().filter(|vm| vm.status() == ProtectionStatus::Recoverable).count();
+    match good {
+        0 => vms.first().map_or(ProtectionStatus::Unprotected, |vm| {
+            match vms.iter().find(|vm| vm.status() == ProtectionStatus::Error) {
+                Some(_) => ProtectionStatus::Error,
+                None => vm.status(),
+            }
+        }),
+        n if n == vms.len() => ProtectionStatus::Recoverable,
+        _ => ProtectionStatus::PartiallyRecoverable,
+    }
+}
+
+impl Appliance {
+    /// A domain as it stands.
+    pub(crate) async fn view(&self, record: &DomainRecord) -> proto::Domain {
+        let look = self.looks.last(&record.name);
+        let mut view = proto::Domain {
+            name: record.name.to_string(),
+            store: record.store.to_string(),
+            domain_id: record.id.map(|id| id.to_string()).unwrap_or_default(),
+            ..proto::Domain::default()
+        };
+        match self.hosting.get(&record.name) {
+            Some(hosted) => {
+                let status = hosted.status().await;
+                view.addresses = hosted.addresses();
+                self.fill_hosted(&mut view, record, look.as_ref(), &status);
+            }
+            None => self.fill_looked(&mut view, record, look.as_ref()),
+        }
+        view
+    }
+
+    /// From the protection that runs here.
+    fn fill_hosted(
+        &self,
+        view: &mut proto::Domain,
+        record: &DomainRecord,
+        look: Option<&Look>,
+        status: &ProtectStatus,
+    ) {
+        let home = look.and_then(|look| look.home.as_ref());
+        let mode = match status.mode.as_str() {
+            "fenced" => DomainMode::Fenced,
+            _ if record.origin == Origin::Imported || home.is_some_and(|home| home != self.site()) => {
+                DomainMode::RunningInFailover
+            }
+            _ => DomainMode::Protected,
+        };
+        view.set_mode(mode);
+        view.set_status(status_of(&status.status));
+        if mode != DomainMode::Fenced {
+            view.owner_site = self.site().to_string();
+        }
+        view.generation = status.generation.unwrap_or_default();
+        if status.shipped > 0 {
+            let time = status.point_time.as_deref().and_then(|text| text.parse::<jiff::Timestamp>().ok());
+            let time = time.map(|t| Time::from_millis(u64::try_from(t.as_millisecond()).unwrap_or(0)));
+            view.newest_point = time.map(|time| proto::Point {
+                number: status.shipped,
+                time: Some(timestamp(time)),
+                age_ms: self.now().millis_since(time),
+            });
+        }
+        view.rpo_ms = status.rpo_ms;
+        let socket = crate::nbd::Address::Unix(self.settings.export_socket(&record.name));
+        let served = !view.addresses.is_empty();
+        view.vms =
+            status.vms.iter().map(|vm| vm_of_status(vm, &|export| served.then(|| socket.uri(export, false)))).collect();
+        view.problems.clone_from(&status.problems);
+        view.observed = Some(timestamp(self.now()));
+        view.capture.clone_from(&status.mode);
+        (view.captured, view.shipped) = (status.captured, status.shipped);
+        (view.waiting_bytes, view.log_used_bytes, view.log_size_bytes) =
+            (status.waiting_bytes, status.log_used, status.log_size);
+        if let Some(sync) = &status.sync {
+            (view.sync_total_bytes, view.sync_done_bytes, view.sync_eta_s) = (sync.total, sync.done, sync.eta_s);
+        }
+    }
+
+    /// From the last look at the store.
+    fn fill_looked(&self, view: &mut proto::Domain, record: &DomainRecord, look: Option<&Look>) {
+        let by_origin = match record.origin {
+            Origin::Protected => DomainMode::Protected,
+            Origin::Imported => DomainMode::Imported,
+        };
+        view.set_mode(by_origin);
+        let Some(look) = look else {
+            let status = match record.id {
+                // Nothing was ever claimed: there is nothing to be seen.
+                None => ProtectionStatus::Unprotected,
+                Some(_) => ProtectionStatus::Initializing,
+            };
+            view.set_status(status);
+            return;
+        };
+        view.observed = Some(timestamp(look.at));
+        match &look.found {
+            Ok(summary) => {
+                let ours = summary.owner == *self.site() && summary.released.is_none();
+                let home = look.home.as_ref() == Some(self.site());
+                view.set_mode(match (ours, home) {
+                    (true, true) => DomainMode::Protected,
+                    (true, false) => DomainMode::RunningInFailover,
+                    (false, _) => DomainMode::Imported,
+                });
+                view.owner_site = summary.owner.to_string();
+                view.generation = summary.generation.get();
+                view.newest_point = summary.point.as_ref().map(|point| proto::Point {
+                    number: point.at.segment.get(),
+                    time: Some(timestamp(point.time)),
+                    age_ms: point.age_ms,
+                });
+                view.rpo_ms = summary.point.as_ref().map(|point| point.age_ms);
+                view.vms = vms_of_summary(summary);
+                view.set_status(together(&view.vms));
+                view.problems.clone_from(&summary.warnings);
+            }
+            Err((_, why)) => {
+                view.set_status(ProtectionStatus::Error);
+                view.problems.push(why.clone());
+            }
+        }
+    }
+
+    /// One VM of a domain as it stands.
+    pub(crate) async fn view_vm(&self, record: &DomainRecord, vm: &Name) -> proto::Vm {
+        let view = self.view(record).await;
+        view.vms.into_iter().find(|one| one.name == vm.as_str()).unwrap_or_default()
+    }
+}
+
+fn vm_of_status(vm: &crate::protect::VmStatus, uri: &dyn Fn(&str) -> Option<String>) -> proto::Vm {
+    let disks = vm.disks.iter().map(|disk| proto::Disk {
+        name: disk.name.clone(),
+        size_bytes: disk.size,
+        path: disk.path.clone(),
+        export_uri: uri(&disk.export).filter(|_| !disk.export.is_empty()).unwrap_or_default(),
+        dirty_bytes: disk.dirty,
+        unsynced_bytes: disk.unsynced,
+        written_bytes: disk.written,
+        failed_requests: disk.failed,
+    });
+    proto::Vm {
+        name: vm.name.clone(),
+        status: status_of(&vm.status).into(),
+        disks: disks.collect(),
+        point: vm.point,
+        rpo_ms: vm.rpo_ms,
+        ..proto::Vm::default()
+    }
+}
+
+/// The VMs of a domain that was looked at.
+pub(crate) fn vms_of_summary(summary: &DomainSummary) -> Vec<proto::Vm> {
+    let newest = summary.point.as_ref();
+    let vms = summary.catalogue.vms.iter().map(|vm| {
+        let covered = summary.covered.contains(&vm.id);
+        let status = match (covered, summary.covered_before.binary_search(&vm.id)) {
+            (true, _) => ProtectionStatus::Recoverable,
+            (false, Ok(_)) => ProtectionStatus::Resync,
+            (false, Err(_)) => ProtectionStatus::InitialSync,
+        };
+        let disks = summary.catalogue.disks_of(vm.id).map(|disk| proto::Disk {
+            name: disk.name.to_string(),
+            size_bytes: disk.size,
+            ..proto::Disk::default()
+        });
+        proto::Vm {
+            name: vm.name.to_string(),
+            status: status.into(),
+            disks: disks.collect(),
+            point: newest.filter(|_| covered).map(|point| point.at.segment.get()),
+            rpo_ms: newest.filter(|_| covered).map(|point| point.age_ms),
+            cpus: vm.shape.cpus,
+            memory_bytes: vm.shape.memory_bytes,
+            definition_kind: vm.definition_kind.clone(),
+        }
+    });
+    vms.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_and_times_go_both_ways() {
+        for number in 1..=7 {
+            let status = ProtectionStatus::try_from(number).unwrap();
+            assert_eq!(status_of(status_words(status)), status);
+        }
+        let stamp = timestamp(Time::from_millis(1_700_000_000_123));
+        assert_eq!((stamp.seconds, stamp.nanos), (1_700_000_000, 123_000_000));
+    }
+
+    #[test]
+    fn a_domain_stands_as_its_vms_do() {
+        use ProtectionStatus::{Error, InitialSync, PartiallyRecoverable, Recoverable, Unprotected};
+        let of = |list: &[ProtectionStatus]| {
+            let vm = |status: &ProtectionStatus| proto::Vm { status: (*status).into(), ..proto::Vm::default() };
+            together(&list.iter().map(vm).collect::<Vec<_>>())
+        };
+        assert_eq!(of(&[]), Unprotected);
+        assert_eq!(of(&[Recoverable, Recoverable]), Recoverable);
+        assert_eq!(of(&[Recoverable, Error]), PartiallyRecoverable);
+        assert_eq!(of(&[InitialSync, Error]), Error);
+        assert_eq!(of(&[InitialSync]), InitialSync);
+    }
+}

@@ -1,0 +1,13 @@
+//! One file for each group of cases; what they share is here and in `appliance`.
+
+mod access;
+mod appliance;
+mod catalog;
+mod certs;
+mod destroy;
+mod docs;
+mod figures;
+mod flow;
+mod hostile;
+mod outsider;
+mod rivals;

@@ -1,0 +1,56 @@
+//! A client that is not ours: Python's gRPC, which knows nothing of the interface but what reflection tells it.
+
+use std::process::Command;
+
+use super::appliance::{Appliance, Place};
+
+/// Python with grpcio and grpcio-reflection; none where it is not installed.
+fn python(test: &str) -> Option<std::path::PathBuf> {
+    let found = std::env::var_os("FRESHET_GRPC_PYTHON").map(std::path::PathBuf::from).filter(|path| path.exists());
+    if found.is_none() {
+        crate::support::skipped(test, "FRESHET_GRPC_PYTHON names no Python with grpcio and grpcio-reflection");
+    }
+    found
+}
+
+fn run(python: &std::path::Path, place: &Place, first: &Appliance, second: &Appliance) -> String {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/control/outsider.py");
+    // The limit is for a client that waits for ever; none comes near it.
+    let mut command = Command::new("timeout");
+    command.arg("120").arg(python).arg(script);
+    let out = command
+        .args([format!("unix:{}", first.socket.display()), format!("unix:{}", second.socket.display())])
+        .args([place.store_url(), place.image("outsider").display().to_string()])
+        .output()
+        .unwrap();
+    let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(out.status.success(), "{}{}", shown(&out.stdout), shown(&out.stderr));
+    shown(&out.stdout)
+}
+
+#[test]
+fn a_transcript_of_a_client_that_is_not_ours() {
+    let Some(python) = python("a transcript of a client that is not ours") else { return };
+    let place = Place::new();
+    let (first, second) = (place.serve("first"), place.serve("second"));
+    let told = run(&python, &place, &first, &second);
+    let steps: Vec<&str> = told.lines().collect();
+    let expected = [
+        "health SERVING",
+        "services 9",
+        "site first admin",
+        "store added",
+        "refused FAILED_PRECONDITION refused freshet",
+        "domain DOMAIN_MODE_PROTECTED",
+        "protected web",
+        "recoverable",
+        "point",
+        "scanned d first",
+        "imported DOMAIN_MODE_IMPORTED",
+        "twice FAILED_PRECONDITION",
+        "invalid INVALID_ARGUMENT disks[0].path",
+        "unprotected True",
+        "events ok",
+    ];
+    assert_eq!(steps, expected, "{told}");
+}
