@@ -17,6 +17,8 @@ pub struct Progress {
     moved: AtomicU64,
     landed: Mutex<Option<Stand>>,
     applied: Mutex<Option<Stand>>,
+    unapplied: AtomicU64,
+    trouble: Mutex<Option<String>>,
     notes: Mutex<Vec<String>>,
 }
 
@@ -44,6 +46,10 @@ pub struct Snapshot {
     pub landed: Option<Stand>,
     /// The last point that the disks equal.
     pub applied: Option<Stand>,
+    /// Bytes of the log that are in use: what landed and is not applied.
+    pub unapplied: u64,
+    /// What the work waits for that should not be so, such as a storage site that does not answer.
+    pub trouble: Option<String>,
 }
 
 /// Most notes that wait to be shown; further ones are dropped, since the report holds them too.
@@ -75,14 +81,32 @@ impl Progress {
         self.moved.fetch_add(bytes, Relaxed);
     }
 
-    /// The log is durable up to this point.
+    /// The log is durable up to this point; told of an earlier one than before, nothing changes.
     pub fn landed(&self, point: SegmentNo, time: Time) {
-        *lock(&self.landed) = Some(Stand { point, time });
+        let mut landed = lock(&self.landed);
+        if landed.is_none_or(|before| before.point < point) {
+            *landed = Some(Stand { point, time });
+        }
     }
 
     /// The disks equal this point.
     pub fn applied(&self, point: SegmentNo, time: Time) {
         *lock(&self.applied) = Some(Stand { point, time });
+    }
+
+    /// Nothing has landed that counts: a take-over cut it off.
+    pub fn cut_off(&self) {
+        *lock(&self.landed) = None;
+    }
+
+    /// Bytes of the log that are in use.
+    pub fn unapplied(&self, bytes: u64) {
+        self.unapplied.store(bytes, Relaxed);
+    }
+
+    /// What the work waits for; `None` once it goes on.
+    pub fn trouble(&self, why: Option<String>) {
+        *lock(&self.trouble) = why;
     }
 
     /// Something to tell at once, such as a point that was applied or a range that is damaged.
@@ -107,6 +131,8 @@ impl Progress {
             moved: self.moved.load(Relaxed),
             landed: *lock(&self.landed),
             applied: *lock(&self.applied),
+            unapplied: self.unapplied.load(Relaxed),
+            trouble: lock(&self.trouble).clone(),
         }
     }
 }

@@ -219,6 +219,7 @@ fn flags_that_the_pages_name_are_known() {
         "docs/performance.md",
         "docs/nbd.md",
         "docs/protection.md",
+        "docs/following.md",
         "docs/control.md",
         "docs/control-plane.md",
         "docs/settings.md",

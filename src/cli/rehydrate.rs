@@ -12,12 +12,13 @@ use super::progress_view::ProgressView;
 use super::report::Report;
 use super::store_args::DomainArgs;
 use super::units::{bytes, parse_size, parse_time, rate};
-use super::values::{Engine, parse_name, parse_point};
+use super::values::{Engine, parse_disk_id, parse_name, parse_placement, parse_point};
 use crate::error::Result;
-use crate::ids::{Name, SegmentNo, Time};
+use crate::ids::{DiskId, Name, SegmentNo, Time};
 use crate::progress::Progress;
 use crate::rehydrate::{
-    DEFAULT_LOG_SIZE, DEFAULT_MEMORY, Damage, Mode, RehydrateReport, RehydrateRequest, Target, UncoveredVm, rehydrate,
+    DEFAULT_LOG_SIZE, DEFAULT_MEMORY, Damage, DetachedDisk, Mode, Placement, RehydrateReport, RehydrateRequest, Target,
+    UncoveredVm, rehydrate,
 };
 
 /// Bring a domain's disks up to a point; run it again to go on, or to move to another point
@@ -55,6 +56,19 @@ pub(super) struct Rehydrate {
     /// Replace files at the disks' paths that this domain's rehydration did not make
     #[arg(long)]
     overwrite: bool,
+    /// Follow in place onto the disks that `freshet protect` served here: its state directory, once it has ended
+    #[arg(long, value_name = "DIR", conflicts_with = "overwrite")]
+    protected: Option<PathBuf>,
+    /// A disk that stands at a place of its own, such as the image that was protected; `/` within a name is %2F. Can be
+    /// repeated
+    #[arg(long, value_name = "VM/DISK=PATH", value_parser = parse_placement)]
+    place: Vec<Placement>,
+    /// Overwrite what the protected disks hold and the domain does not; by the name that the refusal gives it
+    #[arg(long, value_name = "NAME", requires = "protected")]
+    discard: Option<String>,
+    /// Delete the copy of a disk that left the domain, by its identity; can be repeated
+    #[arg(long, value_name = "ID", value_parser = parse_disk_id)]
+    delete_detached: Vec<DiskId>,
     /// Trust nothing local: compare every block with the map and fetch what differs
     #[arg(long)]
     check_local: bool,
@@ -98,6 +112,10 @@ impl Rehydrate {
             memory: self.memory,
             overwrite: self.overwrite,
             check_local: self.check_local,
+            placements: self.place,
+            protected: self.protected,
+            discard: self.discard,
+            delete_detached: self.delete_detached,
             engine: self.engine.into(),
             ..RehydrateRequest::new(self.domain.domain, self.datastore, log_store)
         }
@@ -154,6 +172,7 @@ fn json(done: &RehydrateReport) -> Value {
         "seconds": done.seconds,
         "plan_seconds": done.plan_seconds,
         "damage": done.damage.iter().map(damage_json).collect::<Vec<_>>(),
+        "detached": done.detached.iter().map(detached_json).collect::<Vec<_>>(),
         "engine": done.engine,
         "passed_over": done.passed_over,
         "notes": done.notes,
@@ -162,6 +181,10 @@ fn json(done: &RehydrateReport) -> Value {
 
 fn uncovered_json(vm: &UncoveredVm) -> Value {
     json!({ "vm": vm.name.as_str(), "newest_point": vm.newest.map(SegmentNo::get) })
+}
+
+fn detached_json(d: &DetachedDisk) -> Value {
+    json!({ "disk": d.label, "disk_id": d.disk.to_string(), "path": d.path, "size": d.size })
 }
 
 fn damage_json(d: &Damage) -> Value {
@@ -186,6 +209,9 @@ fn text(done: &RehydrateReport) -> String {
     );
     for note in &done.notes {
         out += &format!("note: {note}\n");
+    }
+    for d in &done.detached {
+        out += &format!("left: {} ({}), {}, kept at {}\n", d.label, d.disk, bytes(d.size), d.path.display());
     }
     for d in &done.damage {
         out += &format!("damaged: {} bytes {}..{}: {}\n", d.label, d.offset, d.offset.saturating_add(d.len), d.why);

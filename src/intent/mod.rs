@@ -59,5 +59,6 @@ mod tests;
 
 pub use handle::{Intent, IntentReport};
 pub use mark::WriteMark;
+pub(crate) use open::look;
 pub use open::{Found, IntentIdentity, IntentOptions};
 pub use range_lock::{RangeGuard, RangeLock};

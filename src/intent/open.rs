@@ -12,6 +12,7 @@
 //!
 //! Nothing is trusted before it was written and synced by this program: the page cache may show what a failed sync lost.
 
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -106,6 +107,35 @@ pub(super) fn open(path: &Path, identity: &IntentIdentity) -> Result<Opened> {
         }
         (_old, _) => make(path, identity, shape, set, found),
     }
+}
+
+/// What of the disk the file at `path` has marked, as ranges of its bytes, ascending and disjoint: all of it where nothing
+/// of the file can be believed. Changes nothing. Blocks.
+///
+/// # Errors
+/// `Refused` where it is in use or is another disk's; `Unsupported` where a newer program wrote it; `Io`.
+pub(crate) fn look(path: &Path, identity: &IntentIdentity) -> Result<Vec<Range<u64>>> {
+    let Some(shape) = IntentShape::of(identity.size) else { return Ok(Vec::new()) };
+    let set = match IntentFile::open(path)? {
+        None => all_set(&shape),
+        Some(file) => {
+            judge(path, &file.read().io_context(|| format!("read {}", path.display()))?, identity, &shape)?.set
+        }
+    };
+    let mut out: Vec<Range<u64>> = Vec::new();
+    for (page, bits) in (0..).zip(&set) {
+        let first = shape.page_regions(page).start;
+        let mut next = bits.next(0);
+        while let Some(region) = next {
+            let range = shape.range_of(first + region);
+            match out.last_mut() {
+                Some(last) if last.end == range.start => last.end = range.end,
+                _ => out.push(range),
+            }
+            next = bits.next(region + 1);
+        }
+    }
+    Ok(out)
 }
 
 /// Writes every page again, so that what was read is durable whatever the page cache pretended.

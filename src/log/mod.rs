@@ -41,6 +41,7 @@ mod table;
 mod tests;
 
 pub use handle::{Held, LogIdentity, ReplicationLog};
+pub(crate) use open::log_path;
 pub use open::{LogOptions, LogRecovery, QuarantinedSegment};
 pub use read::LogCursor;
 pub use table::{Action, Finding, RULES, Region, Rule};

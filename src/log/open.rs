@@ -99,7 +99,7 @@ pub(super) struct Opened {
 }
 
 /// Path of the log of domain `name`.
-pub(super) fn log_path(log_store: &Path, name: &Name) -> PathBuf {
+pub(crate) fn log_path(log_store: &Path, name: &Name) -> PathBuf {
     log_store.join(format!("{}.log", name.key()))
 }
 

@@ -24,6 +24,8 @@ pub(crate) struct SiteMemory {
     boot: Option<[u8; 16]>,
     /// Longest record that was written to both slots.
     room: usize,
+    /// Why the record cannot be read, where there is one.
+    lost: Option<String>,
     /// What the operator should know of how it was found.
     pub(crate) notes: Vec<String>,
     _lock: DirLock,
@@ -49,15 +51,15 @@ impl SiteMemory {
         let decode = |bytes: &[u8]| ProtectionRecord::decode(bytes).map(|r| (r.sequence, r));
         let (slots, loaded) = TwoSlot::load(&dir, "protection", MAX_PROTECTION_LEN, decode)?;
         let mut notes = Vec::new();
-        let record = match loaded {
-            Loaded::Found(record) => Some(record),
-            Loaded::Absent => None,
+        let (record, lost) = match loaded {
+            Loaded::Found(record) => (Some(record), None),
+            Loaded::Absent => (None, None),
             Loaded::Lost(why) => {
                 notes.push(format!("the protection record is lost ({why}): all disks are compared"));
-                None
+                (None, Some(why))
             }
         };
-        Ok(SiteMemory { dir, slots, record, open: Vec::new(), boot: boot(), room: 0, notes, _lock: lock })
+        Ok(SiteMemory { dir, slots, record, open: Vec::new(), boot: boot(), room: 0, lost, notes, _lock: lock })
     }
 
     /// The domain's directory.
@@ -73,6 +75,46 @@ impl SiteMemory {
     /// What the last run left.
     pub(crate) fn record(&self) -> Option<&ProtectionRecord> {
         self.record.as_ref()
+    }
+
+    /// Why what the last run left cannot be read.
+    pub(crate) fn lost(&self) -> Option<&str> {
+        self.lost.as_deref()
+    }
+
+    /// What the last run left, unless its disks were given up to others since.
+    pub(crate) fn remembered(&self) -> Option<&ProtectionRecord> {
+        self.record.as_ref().filter(|record| !record.catalogue.disks.is_empty())
+    }
+
+    /// Gives up the disks, durably, before others write to them: nothing that is remembered speaks of their files any
+    /// more. The record first, in both its files, so that damage to one brings back nothing; then bitmaps and log, which
+    /// say nothing without it. Done again after a kill in between.
+    pub(crate) fn retire(&mut self, domain: DomainId, log: &Path) -> Result<()> {
+        if self.record.is_none() || self.remembered().is_some() {
+            let last = self.record.as_ref().map_or(0, |record| record.sequence);
+            for sequence in [last + 1, last + 2] {
+                let record = ProtectionRecord {
+                    domain,
+                    sequence,
+                    relied_on: SegmentRef::default(),
+                    own_generation: Generation::ZERO,
+                    boot: [0; 16],
+                    stamps: Vec::new(),
+                    catalogue: Catalogue::default(),
+                };
+                self.slots.store(&record.encode())?;
+                self.record = Some(record);
+            }
+        }
+        self.forget_others(&[])?;
+        match std::fs::remove_file(log) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io(format!("remove {}", log.display()), e));
+            }
+            _ => {}
+        }
+        sync_dir(&self.dir)
     }
 
     /// Whether the last run was on this boot of the host, so that its guests may still run.

@@ -57,10 +57,12 @@ pub use control::{
     control_path,
 };
 pub use disk::FencedPolicy;
+pub(crate) use memory::SiteMemory;
 pub use observer::Observer;
 pub use protection::Protection;
 pub use report::{DiskStatus, ProtectReport, ProtectStatus, Requests, SyncStatus, VmStatus};
 pub use request::{
     DEFAULT_PROTECT_LOG, DEFAULT_PROTECT_MEMORY, DEFAULT_SEGMENT_AGE, MIN_PROTECT_MEMORY, ProtectRequest,
 };
+pub(crate) use unwatched::is_noted as is_noted_unwatched;
 pub use valve::CaptureMode;

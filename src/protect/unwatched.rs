@@ -30,7 +30,7 @@ pub(super) fn note(image: &Path) -> Result<()> {
 ///
 /// # Errors
 /// What the file system says.
-pub(super) fn is_noted(image: &Path) -> Result<bool> {
+pub(crate) fn is_noted(image: &Path) -> Result<bool> {
     let mut value = [0_u8; 16];
     match getxattr(image, NAME, &mut value[..]) {
         Ok(_) | Err(Errno::RANGE) => Ok(true),

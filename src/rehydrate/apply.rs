@@ -62,16 +62,19 @@ impl Delta {
 impl Session {
     /// Applies all segments after what is applied, up to `to`, which have landed.
     pub(super) async fn apply_through(&mut self, to: SegmentNo) -> Result<()> {
-        loop {
-            let from = self.tracker().state().applied();
-            if from.segment >= to {
-                return Ok(());
-            }
-            self.cancel.check()?;
-            let last = SegmentNo::new((from.segment.get() + BATCH).min(to.get()));
-            let delta = self.delta(from.segment, last).await?;
-            self.apply(delta).await?;
+        while self.tracker().state().applied().segment < to {
+            self.apply_batch(to).await?;
         }
+        Ok(())
+    }
+
+    /// Applies the next of them, as many as are taken at once.
+    pub(super) async fn apply_batch(&mut self, to: SegmentNo) -> Result<()> {
+        let from = self.tracker().state().applied();
+        self.cancel.check()?;
+        let last = SegmentNo::new((from.segment.get() + BATCH).min(to.get()));
+        let delta = self.delta(from.segment, last).await?;
+        self.apply(delta).await
     }
 
     async fn delta(&self, from: SegmentNo, to: SegmentNo) -> Result<Delta> {
@@ -81,19 +84,24 @@ impl Session {
             let segment = self.domain().locate(n).ok_or_else(|| {
                 Error::new(ErrorKind::Internal, format!("segment {n} landed but is not part of the chain"))
             })?;
-            delta.add(&self.landed_index(segment).await?);
+            let index = self.landed_index(segment).await?;
+            delta.add(&index);
         }
         Ok(delta)
     }
 
-    /// The index of a segment: from the log, or where that does not have it whole, from the storage site.
-    pub(super) async fn landed_index(&self, segment: SegmentRef) -> Result<Index> {
+    /// The index of a segment: from when it landed, from the log, or where that does not have it whole, from the storage
+    /// site.
+    pub(super) async fn landed_index(&self, segment: SegmentRef) -> Result<Arc<Index>> {
+        if let Some(index) = self.indexes.get(segment) {
+            return Ok(index);
+        }
         if let Some(bytes) = read_log(&self.log, segment).await?
             && let Ok(landed) = Segment::open(&bytes, self.domain().id(), segment)
         {
-            return Ok(landed.index);
+            return Ok(Arc::new(landed.index));
         }
-        Ok(self.domain().index(segment).await?.1)
+        Ok(Arc::new(self.domain().index(segment).await?.1))
     }
 
     async fn apply(&mut self, delta: Delta) -> Result<()> {
@@ -148,6 +156,7 @@ impl Session {
             self.passed_over.clear();
         }
         self.applied_points += delta.points;
+        self.indexes.trim(last.segment);
         // Only what the log still holds can be given up; a batch may have come from the storage site.
         let landed = self.log.held().landed.segment;
         self.log.trim(last.segment.min(landed))

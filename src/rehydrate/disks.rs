@@ -1,18 +1,23 @@
 //! The recovered disks: their files in the datastore, open for writing.
 //!
-//! A disk stands at `<datastore>/<domain>/<vm>/<disk>.raw`, each name escaped. Files are created empty, at their full
-//! length, as holes. A file that this domain's rehydration did not make is never written, unless it is to be overwritten,
-//! and then it is replaced by a new one.
+//! Files are created empty, at their full length, as holes. A file that this domain's rehydration did not make is never
+//! written, unless it is to be overwritten, and then it is replaced by a new one; or unless it is followed onto in place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::datastore::{Access, DiskEngine, FileId, Op, stamp};
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
 use crate::format::{Catalogue, DiskInfo, FileStamp};
-use crate::ids::{DiskId, Name};
+use crate::ids::DiskId;
+use crate::nbd::{Image, ImageOptions};
+
+use super::detached;
+use super::places::Places;
+use super::request::RehydrateRequest;
 
 /// One recovered disk.
 #[derive(Debug, Clone)]
@@ -23,6 +28,8 @@ pub(super) struct TargetDisk {
     pub(super) label: String,
     /// Its file.
     pub(super) path: PathBuf,
+    /// Where its copy is kept once it leaves.
+    kept: PathBuf,
     /// Bytes of the disk.
     pub(super) size: u64,
     /// The open file.
@@ -36,27 +43,51 @@ pub(super) enum Place {
     Free,
     /// A file that this domain's rehydration made.
     Ours,
+    /// Nothing; but the copy of this very disk is kept from when it left the domain.
+    Detached,
 }
 
 /// The disks of a domain in the order in which they were opened; positions stay.
 pub(super) struct DiskSet {
     engine: Arc<dyn DiskEngine>,
-    root: PathBuf,
-    disks: RwLock<Vec<Arc<TargetDisk>>>,
+    places: Places,
+    /// The disks are files that others may have open: they are locked.
+    in_place: bool,
+    disks: RwLock<Opened>,
+}
+
+/// By position.
+#[derive(Default)]
+struct Opened {
+    disks: Vec<Arc<TargetDisk>>,
+    /// Positions of disks that left.
+    left: BTreeSet<u32>,
+    /// Locks of disks that are followed onto in place.
+    locked: BTreeMap<DiskId, Image>,
+}
+
+impl Opened {
+    fn here(&self) -> impl DoubleEndedIterator<Item = (u32, &Arc<TargetDisk>)> {
+        // There are fewer than 2^32 disks.
+        self.disks.iter().enumerate().map(|(i, d)| (i as u32, d)).filter(|(i, _)| !self.left.contains(i))
+    }
 }
 
 impl DiskSet {
-    /// The disks of `domain` in `datastore`; none is open yet.
-    pub(super) fn new(engine: Arc<dyn DiskEngine>, datastore: &Path, domain: &Name) -> DiskSet {
-        DiskSet { engine, root: datastore.join(domain.key()), disks: RwLock::new(Vec::new()) }
+    /// The disks of a domain where `request` has them; none is open yet.
+    pub(super) fn new(engine: Arc<dyn DiskEngine>, request: &RehydrateRequest) -> DiskSet {
+        let (places, in_place) = (Places::of_request(request), request.protected.is_some());
+        DiskSet { engine, places, in_place, disks: RwLock::default() }
+    }
+
+    /// Where they stand.
+    pub(super) fn places(&self) -> &Places {
+        &self.places
     }
 
     /// Where the file of a disk stands.
     pub(super) fn path(&self, catalogue: &Catalogue, disk: &DiskInfo) -> Result<PathBuf> {
-        let vm = catalogue.vm(disk.vm).ok_or_else(|| {
-            Error::new(ErrorKind::Damaged, format!("disk {} belongs to a VM that the catalogue lacks", disk.id))
-        })?;
-        Ok(self.root.join(vm.name.key()).join(format!("{}.raw", disk.name.key())))
+        self.places.of(catalogue, disk)
     }
 
     /// What stands at a disk's place; changes nothing. `known` tells that this domain's rehydration made it earlier.
@@ -65,8 +96,11 @@ impl DiskSet {
     /// [`ErrorKind::Refused`] where something else stands there that is not to be overwritten.
     pub(super) fn look(&self, catalogue: &Catalogue, disk: &DiskInfo, known: bool, overwrite: bool) -> Result<Place> {
         let path = self.path(catalogue, disk)?;
-        let exists = match std::fs::symlink_metadata(&path) {
+        let is_placed = self.places.has(catalogue, disk)?;
+        let meta = if is_placed { std::fs::metadata(&path) } else { std::fs::symlink_metadata(&path) };
+        let exists = match meta {
             Ok(meta) if meta.is_file() => true,
+            Ok(meta) if is_placed && meta.file_type().is_block_device() => true,
             Ok(_) => {
                 let why = format!("{} exists and is not a plain file: move it away", path.display());
                 return Err(Error::new(ErrorKind::Refused, why));
@@ -74,11 +108,14 @@ impl DiskSet {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
             Err(e) => return Err(Error::io(format!("look at {}", path.display()), e)),
         };
+        let is_kept = || Ok::<_, Error>(self.places.kept(catalogue, disk)?.is_file());
         match (exists, known) {
+            (false, _) if is_kept()? => Ok(Place::Detached),
             (true, true) => Ok(Place::Ours),
             (true, false) if !overwrite => {
                 let why = "exists and was not made by a rehydration of this domain";
-                let advice = "move it away, choose another datastore, or replace it with --overwrite";
+                let advice = "move it away, choose another datastore, or replace it with --overwrite; if it was protected here, \
+                              follow onto it with --protected";
                 Err(Error::new(ErrorKind::Refused, format!("{} {why}: {advice}", path.display())))
             }
             _ => Ok(Place::Free),
@@ -89,42 +126,97 @@ impl DiskSet {
     /// durably by then: a kill after the creation would leave a file that nobody knows as ours.
     pub(super) fn open(&self, catalogue: &Catalogue, disk: &DiskInfo, place: Place) -> Result<()> {
         let path = self.path(catalogue, disk)?;
-        if place == Place::Free {
-            create_empty(&path, disk.size)?;
+        match place {
+            Place::Free => create_empty(&path, disk.size)?,
+            Place::Detached => detached::rename(&self.places.kept(catalogue, disk)?, &path)?,
+            Place::Ours => {}
         }
+        let lock = match self.in_place || self.places.has(catalogue, disk)? {
+            true => Some(Image::open(&path, ImageOptions::default())?),
+            false => None,
+        };
         let file = self.engine.open(&path, Access::Write)?;
-        if place == Place::Ours && self.engine.file_info(file)?.len != disk.size {
+        if place != Place::Free && self.engine.file_info(file)?.len != disk.size {
             self.engine.execute(file, Op::SetLen(disk.size)).result?;
         }
         let label = catalogue.disk_label(disk.id);
-        let target = TargetDisk { id: disk.id, label, path, size: disk.size, file };
-        let mut disks = self.disks.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        disks.push(Arc::new(target));
+        let kept = self.places.kept(catalogue, disk)?;
+        let target = TargetDisk { id: disk.id, label, path, kept, size: disk.size, file };
+        let mut opened = self.write();
+        opened.locked.extend(lock.map(|lock| (disk.id, lock)));
+        opened.disks.push(Arc::new(target));
         Ok(())
     }
 
-    /// The disk at a position.
+    /// Makes all of a disk a hole, durably.
+    pub(super) fn empty(&self, id: DiskId) -> Result<()> {
+        let position = self.position(id).ok_or_else(|| not_open(id))?;
+        let disk = self.get(position);
+        for op in [Op::SetLen(0), Op::SetLen(disk.size), Op::SyncData] {
+            self.engine.execute(disk.file, op).result?;
+        }
+        Ok(())
+    }
+
+    /// Closes a disk that left, and moves its file out of the way of others; where it is now.
+    pub(super) fn detach(&self, id: DiskId) -> Result<PathBuf> {
+        let position = self.position(id).ok_or_else(|| not_open(id))?;
+        let disk = self.get(position);
+        self.engine.close(disk.file)?;
+        {
+            let mut opened = self.write();
+            opened.left.insert(position);
+            opened.locked.remove(&id);
+        }
+        self.move_away(&disk.path, &disk.kept)
+    }
+
+    /// As [`DiskSet::detach`], of a disk that is not open; `None` where its file is not there.
+    pub(super) fn detach_closed(&self, catalogue: &Catalogue, disk: &DiskInfo) -> Result<Option<PathBuf>> {
+        let (path, kept) = (self.path(catalogue, disk)?, self.places.kept(catalogue, disk)?);
+        match path.is_file() {
+            true => self.move_away(&path, &kept).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// A file of ours; one at a place of the operator's own stays.
+    fn move_away(&self, path: &Path, kept: &Path) -> Result<PathBuf> {
+        if !self.places.is_in_datastore(path) {
+            return Ok(path.to_owned());
+        }
+        detached::rename(path, kept)?;
+        Ok(kept.to_owned())
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Opened> {
+        self.disks.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Opened> {
+        self.disks.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The disk at a position, also of one that left.
     pub(super) fn get(&self, position: u32) -> Arc<TargetDisk> {
-        Arc::clone(&self.disks.read().unwrap_or_else(std::sync::PoisonError::into_inner)[position as usize])
+        Arc::clone(&self.read().disks[position as usize])
     }
 
-    /// All disks, by position.
+    /// All disks that are here, in the order of their positions.
     pub(super) fn all(&self) -> Vec<Arc<TargetDisk>> {
-        self.disks.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.read().here().map(|(_, disk)| Arc::clone(disk)).collect()
     }
 
-    /// The newest position of a disk.
+    /// The position of a disk that is here.
     pub(super) fn position(&self, id: DiskId) -> Option<u32> {
-        let disks = self.disks.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        disks.iter().rposition(|d| d.id == id).and_then(|i| u32::try_from(i).ok())
+        self.read().here().rfind(|(_, disk)| disk.id == id).map(|(position, _)| position)
     }
 
     /// Changes the size of a disk's file, and what is known of it.
     pub(super) fn resize(&self, position: u32, size: u64) -> Result<()> {
         let old = self.get(position);
         self.engine.execute(old.file, Op::SetLen(size)).result?;
-        let mut disks = self.disks.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        disks[position as usize] = Arc::new(TargetDisk { size, ..(*old).clone() });
+        self.write().disks[position as usize] = Arc::new(TargetDisk { size, ..(*old).clone() });
         Ok(())
     }
 
@@ -144,6 +236,10 @@ impl DiskSet {
     pub(super) fn stamps(&self) -> Result<Vec<FileStamp>> {
         self.all().iter().map(|d| stamp(d.id, &d.path)).collect()
     }
+}
+
+fn not_open(id: DiskId) -> Error {
+    Error::new(ErrorKind::Internal, format!("disk {id} is not open"))
 }
 
 /// A new file of `size` bytes, all holes, in place of whatever stood there; durable with its directories.

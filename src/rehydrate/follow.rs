@@ -1,7 +1,8 @@
 //! Landing and applying side by side: up to one point, or with every new one.
 //!
 //! Landing goes as fast as the log has room. Applying takes the newest landed point; only a log that fills up without a
-//! point makes it run ahead.
+//! point makes it run ahead. Who follows may have the disks left alone for a while, and may end it at a point: then
+//! landing stops where it stands, and what it landed is applied, without a word from the storage site.
 
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use crate::ids::{SegmentNo, SegmentRef};
 
 use super::landing::{End, Goal, Landed, Lander, Landing, SharedView};
 use super::session::Session;
+use super::steer::Completion;
 
 /// Messages from landing that may wait.
 const MESSAGES: usize = 256;
@@ -28,10 +30,23 @@ struct Seen {
     full: bool,
 }
 
+/// Why applying stopped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// Landing has ended, or it was asked to stop.
+    Ended,
+    /// What was landed does not count any more.
+    Rewound,
+    /// It was asked to complete.
+    Asked(Completion),
+}
+
 impl Session {
-    /// Lands and applies what comes after what is applied, as far as `goal` says.
+    /// Lands and applies what comes after what is applied, as far as `goal` says. Wishes of who follows count only where
+    /// all that ever comes is landed: until then the disks are brought to a first point.
     pub(super) async fn follow(&mut self, goal: Goal) -> Result<End> {
         let applied = self.tracker().state().applied();
+        self.indexes.clear();
         let mut at = self.align_log(applied).await?;
         let mut seen = Seen { appended: applied, ..Seen::default() };
         let mut reached = goal.is_reached(applied.segment, false);
@@ -40,16 +55,21 @@ impl Session {
                 break;
             }
             let Some(segment) = self.domain().locate(SegmentNo::new(n)) else { break };
-            let point = self.landed_index(segment).await?.point;
+            let point = self.landed_index(segment).await?.point.clone();
+            if let Some(point) = &point {
+                self.progress.landed(segment.segment, point.time);
+            }
             reached = goal.is_reached(segment.segment, point.is_some());
-            seen.take(Landed::Appended { segment, point });
+            seen.take(segment, point);
             at = segment;
         }
+        self.progress.unapplied(self.log.held().used_bytes);
         let view = SharedView::new(self.domain());
         let (tell, mut told) = mpsc::channel(MESSAGES);
         if reached {
             drop(tell);
-            return self.apply_as_it_lands(seen, &mut told, &view).await;
+            let stop = self.apply_as_it_lands(goal, &mut seen, &mut told, &view).await?;
+            return self.end(goal, stop, Ok((End::Done, self.caught_up)), (seen, view)).await;
         }
         let lander = Lander {
             domain: self.domain().clone(),
@@ -59,71 +79,133 @@ impl Session {
             cancel: self.cancel.clone(),
         };
         let landing = tokio::spawn(lander.run(at, goal, tell));
-        let applied = self.apply_as_it_lands(seen, &mut told, &view).await;
-        drop(told);
-        if !matches!(applied, Ok(End::Done)) {
-            landing.abort();
+        let stopped = self.apply_as_it_lands(goal, &mut seen, &mut told, &view).await;
+        match stopped {
+            Ok(Stop::Ended) => told.close(),
+            _ => landing.abort(),
         }
         let landed = match landing.await {
             Ok(ended) => ended,
             Err(e) if e.is_cancelled() => Ok((End::Done, Landing::default())),
             Err(e) => Err(Error::with_source(ErrorKind::Internal, "landing ended abnormally", e)),
         };
-        if applied? == End::Rewound {
-            return Ok(End::Rewound);
+        while let Ok(message) = told.try_recv() {
+            self.hear(&mut seen, message);
         }
-        let (end, landing) = landed?;
-        if matches!(goal, Goal::Point(_)) {
-            self.caught_up = landing;
-        }
-        Ok(end)
+        self.end(goal, stopped?, landed, (seen, view)).await
     }
 
-    /// Applies until landing ends, or until what it landed does not count any more.
-    async fn apply_as_it_lands(
+    /// What following comes to, once applying has stopped and landing has ended.
+    async fn end(
         &mut self,
-        mut seen: Seen,
-        told: &mut mpsc::Receiver<Landed>,
-        view: &SharedView,
+        goal: Goal,
+        stop: Stop,
+        landed: Result<(End, Landing)>,
+        (seen, view): (Seen, SharedView),
     ) -> Result<End> {
-        loop {
-            let point = seen.point.take();
-            let (to, is_due) = match &point {
-                Some((segment, _)) => (*segment, true),
-                None => (seen.appended, seen.full),
-            };
-            if is_due && to.segment > self.tracker().state().applied().segment {
-                self.log.wait_landed(to.segment).await?;
-                if !self.know(to, view) {
+        match stop {
+            Stop::Rewound => Ok(End::Rewound),
+            Stop::Asked(at) => self.complete(at, seen, &view).await,
+            Stop::Ended => {
+                let (end, landing) = landed?;
+                if matches!(goal, Goal::Point(_)) {
+                    self.caught_up = landing;
+                }
+                Ok(end)
+            }
+        }
+    }
+
+    /// Brings the disks to the point at which following is to end, by what has landed.
+    async fn complete(&mut self, at: Completion, seen: Seen, view: &SharedView) -> Result<End> {
+        self.progress.stage("completing");
+        let (applied, ahead) = {
+            let state = self.tracker().state();
+            (state.applied(), state.between_points())
+        };
+        let to = match (at, seen.point) {
+            (Completion::Landed, Some((segment, _))) => segment,
+            (Completion::Landed, None) => applied,
+            (Completion::Point(n), _) if n == applied.segment => applied,
+            (Completion::Point(n), _) if n < applied.segment || n > seen.appended.segment => {
+                return Ok(End::Elsewhere(at));
+            }
+            (Completion::Point(n), _) => {
+                if !self.know(seen.appended, view) {
                     return Ok(End::Rewound);
                 }
-                if let Some((segment, point)) = point {
-                    self.progress.landed(segment.segment, point.time);
+                match self.domain().locate(n) {
+                    Some(segment) if self.landed_index(segment).await?.point.is_some() => segment,
+                    _ => return Ok(End::Elsewhere(at)),
                 }
-                self.apply_through(to.segment).await?;
-                seen.full = false;
             }
-            if seen.point.is_none() && !seen.full {
+        };
+        if to == applied {
+            return Ok(if ahead { End::Elsewhere(at) } else { End::Completed });
+        }
+        self.log.wait_landed(to.segment).await?;
+        if !self.know(to, view) {
+            return Ok(End::Rewound);
+        }
+        self.apply_through(to.segment).await?;
+        Ok(End::Completed)
+    }
+
+    /// Applies until landing ends, or until what it landed does not count any more, or something else is asked.
+    async fn apply_as_it_lands(
+        &mut self,
+        goal: Goal,
+        seen: &mut Seen,
+        told: &mut mpsc::Receiver<Landed>,
+        view: &SharedView,
+    ) -> Result<Stop> {
+        let is_steered = !matches!(goal, Goal::Point(_));
+        let mut wishes = self.steer.wishes();
+        loop {
+            let (completion, is_held) = if is_steered { wishes.look() } else { (None, false) };
+            if let Some(at) = completion {
+                return Ok(Stop::Asked(at));
+            }
+            let applied = self.tracker().state().applied().segment;
+            if let Some(to) = seen.due(applied).filter(|_| !is_held) {
+                self.log.wait_landed(to.segment).await?;
+                if !self.know(to, view) {
+                    return Ok(Stop::Rewound);
+                }
+                // One batch, then it is looked again at what was asked.
+                self.apply_batch(to.segment).await?;
+                self.progress.unapplied(self.log.held().used_bytes);
+                seen.applied(self.tracker().state().applied().segment);
+            } else {
                 // Asked to stop, it does not wait for a segment that may be long on its way.
                 let message = tokio::select! {
                     message = told.recv() => message,
-                    () = self.cancel.cancelled() => return self.cancel.check().map(|()| End::Done),
+                    () = wishes.changed(), if is_steered => continue,
+                    () = self.cancel.cancelled() => return self.cancel.check().map(|()| Stop::Ended),
                 };
                 match message {
-                    Some(message) => self.hear(&mut seen, message),
-                    None => return Ok(End::Done),
+                    Some(message) => self.hear(seen, message),
+                    None => return Ok(Stop::Ended),
                 }
             }
             while let Ok(message) = told.try_recv() {
-                self.hear(&mut seen, message);
+                self.hear(seen, message);
             }
             seen.full &= seen.appended.segment > self.tracker().state().applied().segment;
         }
     }
 
     fn hear(&mut self, seen: &mut Seen, message: Landed) {
-        self.landed_segments += u64::from(matches!(message, Landed::Appended { .. }));
-        seen.take(message);
+        match message {
+            Landed::Full => seen.full = true,
+            Landed::Appended { segment, point, index } => {
+                self.landed_segments += 1;
+                if let Some(index) = index {
+                    self.indexes.keep(*index);
+                }
+                seen.take(segment, point);
+            }
+        }
     }
 
     /// Takes over the lander's view of the domain where `segment` is beyond ours. Whether the segment counts: not so where
@@ -143,12 +225,19 @@ impl Session {
         // What was trimmed is not held any more, however far the log once reached.
         let next = applied.segment.next();
         let holds_next = held.landed == applied || (held.first != SegmentNo::ZERO && held.first <= next);
-        let whole = self.log.recovery().quarantined.is_empty();
-        let ours = self.domain().accepts(held.landed);
-        let further = held.landed.segment >= applied.segment && held.landed != SegmentRef::default();
-        if holds_next && further && whole && ours && held.landed == held.appended {
-            self.log.trim(applied.segment)?;
-            return Ok(held.landed);
+        let whole = self.log.recovery().quarantined.is_empty() && held.landed == held.appended;
+        // Where a take-over cut off its end, what it holds up to there is still ours.
+        let ours = self.domain().ownership().common(held.landed).filter(|common| self.domain().accepts(*common));
+        let ours = ours.filter(|ours| *ours != SegmentRef::default() && ours.segment >= applied.segment);
+        if let Some(ours) = ours.filter(|_| holds_next && whole) {
+            let kept = match ours == held.landed {
+                true => Ok(()),
+                false => self.log.truncate_after(ours).await,
+            };
+            if kept.is_ok() {
+                self.log.trim(applied.segment)?;
+                return Ok(ours);
+            }
         }
         self.log.reset(applied).await?;
         Ok(applied)
@@ -156,15 +245,28 @@ impl Session {
 }
 
 impl Seen {
-    fn take(&mut self, message: Landed) {
-        match message {
-            Landed::Appended { segment, point } => {
-                self.appended = segment;
-                if let Some(point) = point {
-                    self.point = Some((segment, point));
-                }
-            }
-            Landed::Full => self.full = true,
+    fn take(&mut self, segment: SegmentRef, point: Option<Point>) {
+        self.appended = segment;
+        if let Some(point) = point {
+            self.point = Some((segment, point));
         }
+    }
+
+    /// Up to where it is to be applied now: the newest point, or all that there is where the log is full.
+    fn due(&self, applied: SegmentNo) -> Option<SegmentRef> {
+        let to = match &self.point {
+            Some((segment, _)) => *segment,
+            None if self.full => self.appended,
+            None => return None,
+        };
+        (to.segment > applied).then_some(to)
+    }
+
+    /// Applied up to there.
+    fn applied(&mut self, applied: SegmentNo) {
+        if self.point.as_ref().is_some_and(|(segment, _)| segment.segment <= applied) {
+            self.point = None;
+        }
+        self.full = false;
     }
 }

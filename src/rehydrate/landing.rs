@@ -16,16 +16,20 @@ use tokio::sync::mpsc;
 
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Parts, Point, SegmentHeader, VerifiedSegment, verify_segment};
-use crate::ids::{SegmentNo, SegmentRef};
+use crate::format::{Index, Parts, Point, SegmentHeader, VerifiedSegment, verify_segment};
+use crate::ids::{SegmentNo, SegmentRef, Time};
 use crate::log::ReplicationLog;
 use crate::progress::Progress;
 use crate::store::{Domain, Next, keys};
 
+use super::run::{MIN_PAUSE, is_away, next_pause};
+use super::steer::Completion;
 use super::work::MAX_RANGE;
 
 /// Segments that are fetched at once.
 const SEGMENTS_AHEAD: usize = 4;
+/// Points that wait to be told as landed.
+const POINTS: usize = 64;
 /// Time between looks for a next segment where there was none.
 const POLL: Duration = Duration::from_millis(500);
 /// Time after which an append that waits is told to who applies.
@@ -42,6 +46,8 @@ pub(super) enum Landed {
         segment: SegmentRef,
         /// The point that it ends at.
         point: Option<Point>,
+        /// Its index, where it was just fetched.
+        index: Option<Box<Index>>,
     },
     /// The log is full: something must be applied.
     Full,
@@ -54,6 +60,10 @@ pub(super) enum End {
     Done,
     /// A take-over cut off what was landed.
     Rewound,
+    /// It was asked to complete, and has: the disks are at the point that was asked for.
+    Completed,
+    /// It was asked to complete at a point to which what landed does not lead.
+    Elsewhere(Completion),
 }
 
 /// What landing up to a given point took.
@@ -122,16 +132,33 @@ enum Item {
 }
 
 impl Lander {
-    /// Lands what comes after `at`, as far as `goal` says.
+    /// Lands what comes after `at`, as far as `goal` says; each point is told as landed once it is durable.
     pub(super) async fn run(self, at: SegmentRef, goal: Goal, tell: mpsc::Sender<Landed>) -> Result<(End, Landing)> {
+        let (points, appended) = mpsc::channel(POINTS);
+        let (log, progress) = (Arc::clone(&self.log), Arc::clone(&self.progress));
+        let (landed, ()) =
+            tokio::try_join!(self.land(at, goal, tell, points), tell_durable(appended, &log, &progress))?;
+        Ok(landed)
+    }
+
+    async fn land(
+        self,
+        at: SegmentRef,
+        goal: Goal,
+        tell: mpsc::Sender<Landed>,
+        points: mpsc::Sender<(SegmentNo, Time)>,
+    ) -> Result<(End, Landing)> {
         let (begun, mut landing) = (Instant::now(), Landing::default());
         let (domain, log, progress) = (self.domain.clone(), Arc::clone(&self.log), Arc::clone(&self.progress));
-        let fetched = self.following(at, goal).map(|item| {
-            let (domain, progress) = (domain.clone(), Arc::clone(&progress));
+        let patience = Patience::new(goal, &self.progress, &self.cancel);
+        let fetched = self.following(at, goal, patience.clone()).map(|item| {
+            let (domain, progress, patience) = (domain.clone(), Arc::clone(&progress), patience.clone());
             async move {
                 match item? {
                     Item::Rewound => Ok(None),
-                    Item::Segment(segment) => fetch_verified(&domain, segment, &progress).await.map(Some),
+                    Item::Segment(segment) => {
+                        patience.keep(|| fetch_verified(&domain, segment, &progress)).await.map(Some)
+                    }
                 }
             }
         });
@@ -144,7 +171,15 @@ impl Lander {
             let point = segment.index.point.clone();
             let id = segment.header.id();
             let reached = goal.is_reached(id.segment, point.is_some());
-            if tell.send(Landed::Appended { segment: id, point }).await.is_err() {
+            let time = point.as_ref().map(|point| point.time);
+            let index = Some(Box::new(segment.index));
+            if tell.send(Landed::Appended { segment: id, point, index }).await.is_err() {
+                break;
+            }
+            // After it was told to who applies: what is reported as landed can be completed at.
+            if let Some(time) = time
+                && points.send((id.segment, time)).await.is_err()
+            {
                 break;
             }
             if reached {
@@ -159,13 +194,14 @@ impl Lander {
     }
 
     /// The segments after `at` as they appear.
-    fn following(self, at: SegmentRef, goal: Goal) -> impl Stream<Item = Result<Item>> {
+    fn following(self, at: SegmentRef, goal: Goal, patience: Patience) -> impl Stream<Item = Result<Item>> {
         let view = self.view;
         let state = Some((self.domain, self.cancel, at));
         stream::unfold(state, move |state| {
-            let view = view.clone();
+            let (view, patience) = (view.clone(), patience.clone());
             async move {
                 let (mut domain, cancel, at) = state?;
+                let mut pause = MIN_PAUSE;
                 loop {
                     // Whether what is landed ends at a point is told only by `run`.
                     if cancel.is_cancelled() || goal.is_reached(at.segment, false) {
@@ -184,12 +220,76 @@ impl Lander {
                                 () = cancel.cancelled() => {}
                             }
                         }
-                        Err(e) => return Some((Err(e), None)),
+                        Err(e) => match patience.wait(e, &mut pause).await {
+                            Ok(()) => continue,
+                            Err(e) => return Some((Err(e), None)),
+                        },
                     }
+                    patience.is_answered();
+                    pause = MIN_PAUSE;
                 }
             }
         })
     }
+}
+
+/// Whether a storage site that is away is waited for: who follows goes on as soon as it is back, and who is brought to a
+/// point is told that it cannot be had.
+#[derive(Clone)]
+struct Patience {
+    waits: bool,
+    progress: Arc<Progress>,
+    cancel: Cancel,
+}
+
+impl Patience {
+    fn new(goal: Goal, progress: &Arc<Progress>, cancel: &Cancel) -> Patience {
+        let waits = !matches!(goal, Goal::Point(_));
+        Patience { waits, progress: Arc::clone(progress), cancel: cancel.clone() }
+    }
+
+    /// What `work` answers, tried again while the storage site is away.
+    async fn keep<T, F: Future<Output = Result<T>>>(&self, work: impl Fn() -> F) -> Result<T> {
+        let mut pause = MIN_PAUSE;
+        loop {
+            match work().await {
+                Ok(done) => {
+                    self.is_answered();
+                    return Ok(done);
+                }
+                Err(e) => self.wait(e, &mut pause).await?,
+            }
+        }
+    }
+
+    /// Waits a little where it may get better by itself; the error otherwise.
+    async fn wait(&self, error: Error, pause: &mut Duration) -> Result<()> {
+        if !self.waits || !is_away(&error) || self.cancel.is_cancelled() {
+            return Err(error);
+        }
+        self.progress.trouble(Some(error.to_string()));
+        tokio::select! { () = tokio::time::sleep(*pause) => {} () = self.cancel.cancelled() => {} }
+        *pause = next_pause(*pause);
+        Ok(())
+    }
+
+    fn is_answered(&self) {
+        self.progress.trouble(None);
+    }
+}
+
+/// Tells points as landed, in order, each once it is durable.
+async fn tell_durable(
+    mut appended: mpsc::Receiver<(SegmentNo, Time)>,
+    log: &ReplicationLog,
+    progress: &Progress,
+) -> Result<()> {
+    while let Some((segment, time)) = appended.recv().await {
+        log.wait_landed(segment).await?;
+        progress.landed(segment, time);
+        progress.unapplied(log.held().used_bytes);
+    }
+    Ok(())
 }
 
 async fn append(

@@ -27,6 +27,7 @@ use crate::store::Domain;
 use super::check;
 use super::diff::{PER_PAGE, differing, needed};
 use super::disks::DiskSet;
+use super::doubts::Doubts;
 use super::pipeline::Pipeline;
 use super::source::FrameSource;
 use super::tracker::Tracker;
@@ -64,38 +65,38 @@ struct PageTask {
 }
 
 impl Reconciler {
-    /// Makes the disks equal `target`. `in_doubt`: trust nothing that is on them, hash it.
-    pub(super) async fn reconcile(&self, target: &PointMap, in_doubt: bool) -> Result<()> {
+    /// Makes the disks equal `target`. What is in doubt is hashed.
+    pub(super) async fn reconcile(&self, target: &PointMap, doubts: Doubts) -> Result<()> {
         self.progress.stage("planning");
-        let in_doubt = self.retarget(target, in_doubt).await?;
+        let doubts = self.retarget(target, doubts).await?;
         self.progress.stage("rehydrating");
         let (ranges, work) = mpsc::channel(RANGES_AHEAD);
         let source = Arc::new(FrameSource::store(self.domain.clone(), Arc::clone(&self.progress)));
-        let (planned, placed) = tokio::join!(self.plan(target, in_doubt, ranges), self.pipeline.run(source, work));
+        let (planned, placed) = tokio::join!(self.plan(target, &doubts, ranges), self.pipeline.run(source, work));
         placed?;
         planned?;
         self.check_complete()
     }
 
-    /// Durably clears what differs from the target, and names it as the target. Answers whether the disks are in doubt,
-    /// which they are too where the map that they equal cannot be read any more.
-    async fn retarget(&self, target: &PointMap, mut in_doubt: bool) -> Result<bool> {
+    /// Durably clears what differs from the target, and names it as the target. Answers what is in doubt, which is all
+    /// where the map that the disks equal cannot be read any more.
+    async fn retarget(&self, target: &PointMap, mut doubts: Doubts) -> Result<Doubts> {
         self.tracker.state().retry_quarantined();
         let (from, untouched) = {
             let state = self.tracker.state();
             (state.target(), !state.between_points())
         };
-        if from == target.at() && untouched && !in_doubt {
-            return Ok(false);
+        if from == target.at() && untouched && !doubts.any() {
+            return Ok(doubts);
         }
         let any_valid = self.tracker.state().disks().iter().any(|d| !d.valid.is_empty());
         let mut clear: HashMap<DiskId, RoaringBitmap> = HashMap::new();
-        if !in_doubt && any_valid && from != target.at() {
+        if !doubts.all && any_valid && from != target.at() {
             match PointMap::load(&self.domain, from).await {
                 Ok(old) => clear = self.differences(&old, target).await?,
                 Err(e) if matches!(e.kind(), ErrorKind::Damaged | ErrorKind::NotFound | ErrorKind::Invalid) => {
                     self.progress.note(format!("the map of {from} cannot be read ({e}): all blocks are hashed"));
-                    in_doubt = true;
+                    doubts.all = true;
                 }
                 Err(e) => return Err(e),
             }
@@ -103,7 +104,7 @@ impl Reconciler {
         let mut state = self.tracker.state();
         for disk in self.disks.all() {
             let Some(entry) = state.disk_mut(disk.id) else { continue };
-            if in_doubt {
+            if doubts.distrusts(disk.id) {
                 entry.valid.clear();
                 entry.pristine = false;
                 continue;
@@ -118,7 +119,7 @@ impl Reconciler {
         }
         state.set_target(target.at());
         state.commit()?;
-        Ok(in_doubt)
+        Ok(doubts)
     }
 
     async fn differences(&self, old: &PointMap, new: &PointMap) -> Result<HashMap<DiskId, RoaringBitmap>> {
@@ -157,12 +158,10 @@ impl Reconciler {
     }
 
     /// Plans all missing granules, and sends the ranges to fetch.
-    async fn plan(&self, target: &PointMap, in_doubt: bool, ranges: mpsc::Sender<RangeWork>) -> Result<()> {
+    async fn plan(&self, target: &PointMap, doubts: &Doubts, ranges: mpsc::Sender<RangeWork>) -> Result<()> {
         let mut tasks = Vec::new();
-        for (position, disk) in self.disks.all().iter().enumerate() {
-            // Positions are u32 by construction.
-            let position = position as u32;
-            if self.disks.position(disk.id) == Some(position) {
+        for disk in self.disks.all() {
+            if let Some(position) = self.disks.position(disk.id) {
                 tasks.extend(self.page_tasks(target, position).await?);
             }
         }
@@ -181,7 +180,7 @@ impl Reconciler {
             self.tracker.check()?;
             match extents {
                 Ok(extents) => {
-                    let live = self.plan_page(target, &task, &extents, in_doubt).await?;
+                    let live = self.plan_page(target, &task, &extents, doubts).await?;
                     window.extend(live.into_iter().map(|e| (task.position, e)));
                 }
                 Err(e) if e.kind() == ErrorKind::Damaged => {
@@ -236,7 +235,7 @@ impl Reconciler {
         target: &PointMap,
         task: &PageTask,
         extents: &[Extent],
-        in_doubt: bool,
+        doubts: &Doubts,
     ) -> Result<Vec<Extent>> {
         let disk = self.disks.get(task.position);
         let pristine = self.tracker.state().disk(disk.id).is_some_and(|d| d.pristine);
@@ -252,7 +251,7 @@ impl Reconciler {
             self.tracker.expect(task.position, e.offset, u64::from(e.len));
         }
         self.tracker.complete(task.position, needs.empty);
-        if !in_doubt {
+        if !doubts.hashes(disk.id) {
             return Ok(needs.extents);
         }
         let in_place = check::in_place(&self.engine, disk.file, &needs.extents).await?;

@@ -7,6 +7,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::MAX_SEGMENT_LEN;
 use crate::ids::{DiskId, Name, SegmentNo, SegmentRef, Time};
 
+use super::detached::DetachedDisk;
+
 /// Smallest memory budget in bytes.
 pub const MIN_MEMORY: u64 = 64 << 20;
 /// Memory budget unless told otherwise, in bytes.
@@ -39,6 +41,17 @@ pub enum Mode {
     },
 }
 
+/// A disk with a place of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// Its VM.
+    pub vm: Name,
+    /// The disk.
+    pub disk: Name,
+    /// Its raw image file or block device.
+    pub path: PathBuf,
+}
+
 /// What to rehydrate, and where to.
 #[derive(Debug, Clone)]
 pub struct RehydrateRequest {
@@ -62,6 +75,16 @@ pub struct RehydrateRequest {
     pub overwrite: bool,
     /// Trust nothing local: hash every block against the map and fetch what differs.
     pub check_local: bool,
+    /// Disks that stand at places of their own, and not in the datastore.
+    pub placements: Vec<Placement>,
+    /// State directory of a protection of the domain at this site that has ended: its disks are followed onto in place,
+    /// at their placements. What they hold is taken from there.
+    pub protected: Option<PathBuf>,
+    /// The name of what the disks of that protection hold and the domain does not, which may be overwritten: see
+    /// [`Divergence::name`](super::Divergence::name).
+    pub discard: Option<String>,
+    /// Kept copies of disks that left the domain, which are to be deleted now.
+    pub delete_detached: Vec<DiskId>,
     /// Disk engine.
     pub engine: EngineKind,
 }
@@ -80,6 +103,10 @@ impl RehydrateRequest {
             memory: DEFAULT_MEMORY,
             overwrite: false,
             check_local: false,
+            placements: Vec::new(),
+            protected: None,
+            discard: None,
+            delete_detached: Vec::new(),
             engine: EngineKind::Auto,
         }
     }
@@ -94,6 +121,16 @@ impl RehydrateRequest {
         if self.log_size < least_log {
             let why = "a log must hold the largest segment";
             return bad(format!("log size of {} bytes: at least {least_log}, {why}", self.log_size));
+        }
+        for (i, one) in self.placements.iter().enumerate() {
+            let before = &self.placements[..i];
+            if before.iter().any(|p| (&p.vm, &p.disk) == (&one.vm, &one.disk)) {
+                return bad(format!("disk {}/{} has two places: name one", one.vm, one.disk));
+            }
+            if let Some(other) = before.iter().find(|p| p.path == one.path) {
+                let (path, vm, disk) = (one.path.display(), &other.vm, &other.disk);
+                return bad(format!("{path} is the place of {vm}/{disk} and of {}/{}", one.vm, one.disk));
+            }
         }
         Ok(())
     }
@@ -175,6 +212,8 @@ pub struct RehydrateReport {
     pub plan_seconds: f64,
     /// What could not be recovered; empty where all is well.
     pub damage: Vec<Damage>,
+    /// Copies of disks that left the domain, which are kept in the datastore.
+    pub detached: Vec<DetachedDisk>,
     /// What the disk engine is and had to do without.
     pub engine: String,
     /// What could not be read, or does not count yet, when the point was chosen: each may hide a newer one.

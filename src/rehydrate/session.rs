@@ -14,15 +14,20 @@ use crate::format::{Catalogue, DatastoreId, DiskInfo, MAX_WATERMARK_LEN, Waterma
 use crate::ids::{DiskId, SegmentRef, Time};
 use crate::log::{LogOptions, ReplicationLog};
 use crate::progress::Progress;
+use crate::protect::SiteMemory;
 use crate::store::{Domain, FoundManifest, PointInfo};
 
 use super::budget::Budget;
+use super::detached;
 use super::disks::{DiskSet, Place, create_dirs_durably};
+use super::doubts::Doubts;
+use super::indexes::Indexes;
 use super::landing::Landing;
 use super::pipeline::Pipeline;
 use super::reconcile::Reconciler;
 use super::request::RehydrateRequest;
 use super::state::{Found, HydrationState};
+use super::steer::Steer;
 use super::tracker::Tracker;
 
 /// See the module.
@@ -30,12 +35,14 @@ pub(super) struct Session {
     pub(super) request: RehydrateRequest,
     pub(super) reconciler: Reconciler,
     pub(super) log: Arc<ReplicationLog>,
+    pub(super) indexes: Indexes,
     pub(super) progress: Arc<Progress>,
     pub(super) cancel: Cancel,
+    pub(super) steer: Steer,
     pub(super) started: Instant,
     pub(super) catalogue: Catalogue,
-    /// The disks may hold other bytes than the hydration map says.
-    pub(super) in_doubt: bool,
+    /// What may hold other bytes than the hydration map says.
+    pub(super) doubts: Doubts,
     pub(super) landed_segments: u64,
     /// Landing up to the point that was asked for, or with which following began.
     pub(super) caught_up: Landing,
@@ -48,6 +55,8 @@ pub(super) struct Session {
     pub(super) base: Option<FoundManifest>,
     /// The hydration map was lost: files at the disks' places are ours, with unknown content.
     map_lost: bool,
+    /// What this site protected, while its disks are followed onto: locked.
+    pub(super) protection: Option<SiteMemory>,
     watermark: TwoSlot,
     watermark_sequence: u64,
     last_clean: Option<Watermark>,
@@ -61,6 +70,7 @@ impl Session {
         request: RehydrateRequest,
         progress: Arc<Progress>,
         cancel: Cancel,
+        steer: Steer,
     ) -> Result<Session> {
         let started = Instant::now();
         check_directory(&request.datastore, "datastore")?;
@@ -69,6 +79,10 @@ impl Session {
         create_dirs_durably(&own)?;
         let lock = DirLock::take(&own)?;
         let mut notes = Vec::new();
+        for disk in &request.delete_detached {
+            let gone = detached::delete_detached(&request.datastore, domain.name(), *disk)?;
+            notes.push(format!("deleted {}", gone.display()));
+        }
         let (state, map_lost) = match HydrationState::load(&own, domain.id())? {
             Found::Nothing(state) => (state, false),
             Found::Map(state) => (state, false),
@@ -85,7 +99,7 @@ impl Session {
         };
         let budget = Budget::of(request.memory);
         let engine = start(request.engine, budget.slab()?, EngineOptions::default())?;
-        let disks = Arc::new(DiskSet::new(Arc::clone(&engine), &request.datastore, domain.name()));
+        let disks = Arc::new(DiskSet::new(Arc::clone(&engine), &request));
         let (its_engine, its_disks) = (Arc::clone(&engine), Arc::clone(&disks));
         let tracker = Tracker::new(state, its_engine, its_disks, Arc::clone(&progress), budget.uncommitted);
         let pipeline = Pipeline::start(domain.id(), &engine, &disks, &tracker, budget.fetch, cancel.clone())?;
@@ -105,12 +119,14 @@ impl Session {
             plan_bytes: budget.plan,
         };
         Ok(Session {
-            in_doubt: request.check_local || map_lost,
+            doubts: Doubts { all: request.check_local || map_lost, ..Doubts::default() },
             request,
             reconciler,
             log: Arc::new(log),
+            indexes: Indexes::default(),
             progress,
             cancel,
+            steer,
             started,
             catalogue: Catalogue::default(),
             landed_segments: 0,
@@ -121,6 +137,7 @@ impl Session {
             passed_over: Vec::new(),
             base: None,
             map_lost,
+            protection: None,
             watermark,
             watermark_sequence: old.as_ref().map_or(0, |w| w.sequence),
             last_clean: old,
@@ -141,7 +158,7 @@ impl Session {
         let then = self.last_clean.as_ref().and_then(|w| w.stamps.iter().find(|s| s.disk == disk)).copied();
         if then.is_some_and(|then| stamp(disk, path).is_ok_and(|now| now != then)) {
             self.note(format!("{} was changed by somebody else: all local blocks are hashed", path.display()));
-            self.in_doubt = true;
+            self.doubts.whole.insert(disk);
         }
         Ok(())
     }
@@ -159,11 +176,16 @@ impl Session {
         self.notes.push(text);
     }
 
-    /// Opens the files of all selected disks of a catalogue, creates what is not there, and forgets disks that left.
+    /// Opens the files of all selected disks of a catalogue, creates what is not there, and detaches disks that left.
     pub(super) fn take_catalogue(&mut self, catalogue: &Catalogue, empty_is_valid: bool) -> Result<()> {
         let selected = self.selected(catalogue)?;
         let disks = Arc::clone(&self.reconciler.disks);
         self.refuse_partial(catalogue, &selected)?;
+        // Before others take their places.
+        for left in disks.all().iter().filter(|d| catalogue.disk(d.id).is_none()) {
+            let kept = disks.detach(left.id)?;
+            self.note(format!("{} left the domain; its copy is kept at {}", left.label, kept.display()));
+        }
         let mut to_open = Vec::new();
         for disk in &selected {
             let Some(position) = disks.position(disk.id) else {
@@ -185,13 +207,39 @@ impl Session {
                     self.resize_state(disk);
                     self.doubt_if_changed(disk.id, &disks.path(catalogue, disk)?)?;
                 }
+                Place::Detached => {
+                    self.note(format!("{} is back in the domain, and so is its copy", catalogue.disk_label(disk.id)));
+                    if empty_is_valid {
+                        // It joins here, empty, whatever it held when it left.
+                        disks.empty(disk.id)?;
+                    } else {
+                        self.doubts.whole.insert(disk.id);
+                    }
+                    self.tracker().state().add_empty(disk.id, disk.size, empty_is_valid)?;
+                    self.tracker().state().not_pristine(disk.id);
+                }
             }
-        }
-        for gone in disks.all().iter().filter(|d| catalogue.disk(d.id).is_none()) {
-            self.notes.push(format!("{} left the domain; its copy is kept at {}", gone.label, gone.path.display()));
         }
         self.tracker().state().retain(|id| selected.iter().any(|d| d.id == id));
         self.catalogue = catalogue.clone();
+        Ok(())
+    }
+
+    /// Detaches disks that left while nobody followed: the map knows them, `old`, which it speaks of, still names them, and
+    /// `catalogue` does not.
+    pub(super) fn detach_left(&mut self, old: &Catalogue, catalogue: &Catalogue) -> Result<()> {
+        let ids: Vec<DiskId> = self.tracker().state().disks().iter().map(|d| d.disk).collect();
+        let disks = Arc::clone(&self.reconciler.disks);
+        let left = ids.iter().filter(|id| catalogue.disk(**id).is_none() && disks.position(**id).is_none());
+        for disk in left.filter_map(|id| old.disk(*id)) {
+            if let Some(kept) = disks.detach_closed(old, disk)? {
+                self.note(format!(
+                    "{} left the domain; its copy is kept at {}",
+                    old.disk_label(disk.id),
+                    kept.display()
+                ));
+            }
+        }
         Ok(())
     }
 
@@ -227,6 +275,10 @@ impl Session {
     fn selected(&self, catalogue: &Catalogue) -> Result<Vec<DiskInfo>> {
         let mut wanted = Vec::new();
         for name in &self.request.vms {
+            if catalogue.vm_named(name.as_str()).is_none() && self.catalogue.vm_named(name.as_str()).is_some() {
+                // It was there when this run began: it left.
+                continue;
+            }
             let vm = catalogue.vm_named(name.as_str()).ok_or_else(|| {
                 let names: Vec<&str> = catalogue.vms.iter().map(|v| v.name.as_str()).collect();
                 let why = format!("domain {} has no VM {name}; it has: {}", self.domain().name(), names.join(", "));
@@ -234,7 +286,7 @@ impl Session {
             })?;
             wanted.push(vm.id);
         }
-        let all = wanted.is_empty();
+        let all = self.request.vms.is_empty();
         Ok(catalogue.disks.iter().filter(|d| all || wanted.contains(&d.vm)).cloned().collect())
     }
 

@@ -120,16 +120,27 @@ impl HydrationState {
     /// Adds a disk whose file holds unknown bytes.
     pub(super) fn add_unknown(&mut self, id: DiskId, size: u64) -> Result<()> {
         self.add_empty(id, size, false)?;
+        self.not_pristine(id);
+        Ok(())
+    }
+
+    /// What is not valid on the disk may be anything.
+    pub(super) fn not_pristine(&mut self, id: DiskId) {
         if let Some(disk) = self.disk_mut(id) {
             disk.pristine = false;
         }
-        Ok(())
     }
 
     /// Forgets disks that are no longer part of the domain; their files stay.
     pub(super) fn retain(&mut self, keep: impl Fn(DiskId) -> bool) {
         self.map.disks.retain(|d| keep(d.disk));
         self.map.quarantined.retain(|q| keep(q.disk));
+    }
+
+    /// The disks are these, and their valid granules equal `at`.
+    pub(super) fn start_from(&mut self, at: SegmentRef, disks: Vec<HydrationDisk>) {
+        self.map.disks = disks;
+        self.set_target(at);
     }
 
     /// From now on valid granules equal `target`; granules that do not must have been cleared.

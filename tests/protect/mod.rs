@@ -8,6 +8,8 @@ mod faults;
 mod guest;
 mod hostile;
 mod images;
+mod in_place;
+mod joining;
 mod kills;
 mod logs;
 mod order;
