@@ -1,6 +1,6 @@
 //! Writers of one domain over a directory: one is believed, and a stale one never becomes visible.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test that cannot go on fails")]
 
 #[path = "support/world.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
@@ -13,7 +13,7 @@ use freshet::capture::{ReplicateRequest, replicate};
 use freshet::error::ErrorKind;
 use freshet::ids::Name;
 use freshet::progress::Progress;
-use freshet::store::{BaseChoice, Domain, DomainWriter, StartOptions};
+use freshet::store::{BaseChoice, Domain, DomainWriter, HandOver, StartOptions};
 use world::World;
 
 const MIB: u64 = 1 << 20;
@@ -98,4 +98,115 @@ async fn writers_that_start_at_once_are_never_both_believed() {
         }
         assert!(believed <= 1, "{believed} of {} writers are believed", writers.len());
     }
+}
+
+async fn open(world: &World) -> Domain {
+    Domain::open(&world.site, &world.domain).await.unwrap()
+}
+
+/// Claims as the site that a domain is handed over to: only with the owner's consent.
+async fn start_released(world: &World, name: &str) -> freshet::error::Result<DomainWriter> {
+    let take_ownership = Some(BaseChoice::Tip);
+    let options = StartOptions { take_ownership, only_released: true, ..StartOptions::default() };
+    DomainWriter::start(&world.site, &world.domain, &site(name), options).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_domain_is_asked_for_released_and_claimed_and_each_step_is_done_once() {
+    let world = world().await;
+    world.replicate(0).await;
+    let quick = StartOptions { look_every: std::time::Duration::from_millis(20), ..StartOptions::default() };
+    let ours = DomainWriter::start(&world.site, &world.domain, &site("first site"), quick).await.unwrap();
+    let (mut asking, there) = (open(&world).await, site("second site"));
+    let records = asking.ownership().records();
+    assert_eq!(asking.request_hand_over(&site("first site")).await.unwrap_err().kind(), ErrorKind::Refused);
+    let HandOver::Asked(asked) = asking.request_hand_over(&there).await.unwrap() else { panic!("not asked") };
+    assert_eq!(asked.site, there);
+    assert!(matches!(open(&world).await.request_hand_over(&there).await.unwrap(), HandOver::Asked(_)));
+    let third = open(&world).await.request_hand_over(&site("third site")).await.unwrap_err();
+    assert!(third.kind() == ErrorKind::Refused && third.to_string().contains("second site"), "{third}");
+    // The owner learns of it by itself, without writing anything.
+    let mut told = ours.asked();
+    let told = tokio::time::timeout(std::time::Duration::from_secs(60), told.wait_for(Option::is_some)).await;
+    assert_eq!(told.unwrap().unwrap().as_ref().map(|asked| &asked.site), Some(&there));
+    assert_eq!(start_released(&world, "second site").await.err().unwrap().kind(), ErrorKind::Refused);
+
+    let released = ours.release().await.unwrap();
+    assert_eq!(ours.release().await.unwrap(), released);
+    let seen = open(&world).await;
+    assert_eq!(seen.ownership().hand_over(), HandOver::Released(released, Some(asked)));
+    assert_eq!(seen.ownership().records(), records + 2, "request and release, each once");
+    // The owner's next start does not get in, in whatever way; nor does it take anything by trying.
+    let again = start(&world, "first site", false).await.err().unwrap();
+    assert!(again.kind() == ErrorKind::Fenced && again.to_string().contains("--resume"), "{again}");
+    let again = start_released(&world, "first site").await.err().unwrap();
+    assert_eq!(again.kind(), ErrorKind::Fenced, "{again}");
+    let theirs = start_released(&world, "second site").await.unwrap();
+    assert_eq!(theirs.base(), ours.base());
+    let newest = open(&world).await;
+    assert!(!newest.ownership().newest().unwrap().take_over, "with consent");
+    assert_eq!(newest.ownership().hand_over(), HandOver::None);
+    assert_eq!(newest.ownership().voids(), []);
+    assert_eq!(ours.release().await.unwrap_err().kind(), ErrorKind::Fenced);
+    assert_eq!(open(&world).await.resume(&site("first site")).await.unwrap_err().kind(), ErrorKind::Fenced);
+    theirs.finish().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_turned_down_or_taken_back_and_a_release_withdrawn() {
+    let world = world().await;
+    let ours = start(&world, "first site", false).await.unwrap();
+    let (mut asking, there) = (open(&world).await, site("second site"));
+    assert_eq!(asking.withdraw_request(&there).await.unwrap(), HandOver::None, "nothing to take back");
+    asking.request_hand_over(&there).await.unwrap();
+    ours.go_on(false).await.unwrap();
+    assert!(ours.asked().borrow().is_none());
+    asking.refresh().await.unwrap();
+    assert!(matches!(asking.ownership().hand_over(), HandOver::TurnedDown(by, _) if by.site == there));
+    asking.request_hand_over(&there).await.unwrap();
+    assert_eq!(asking.withdraw_request(&there).await.unwrap(), HandOver::None);
+    ours.go_on(false).await.unwrap();
+    assert_eq!(open(&world).await.ownership().voids(), [], "there was nothing to go on from, and nothing was written");
+    // Another process of the owner's withdraws; then its next writer may start, and who was promised it may not.
+    ours.release().await.unwrap();
+    let mut owner = open(&world).await;
+    assert_eq!(owner.resume(&there).await.unwrap_err().kind(), ErrorKind::Fenced);
+    assert_eq!(owner.resume(&site("first site")).await.unwrap(), HandOver::None);
+    assert_eq!(start_released(&world, "second site").await.err().unwrap().kind(), ErrorKind::Refused);
+    drop(ours);
+    start(&world, "first site", false).await.unwrap().finish().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_resume_and_a_claim_at_the_same_moment_one_wins() {
+    let (mut resumed, mut claimed) = (0, 0);
+    for round in 0..40 {
+        let world = world().await;
+        let ours = start(&world, "first site", false).await.unwrap();
+        ours.release().await.unwrap();
+        drop(ours);
+        let mut owner = open(&world).await;
+        let here = site("first site");
+        let resume = async {
+            // Now the one, now the other has a start.
+            tokio::time::sleep(std::time::Duration::from_micros(round % 8 * 150)).await;
+            owner.resume(&here).await
+        };
+        let (resume, claim) = tokio::join!(resume, start_released(&world, "second site"));
+        assert_ne!(resume.is_ok(), claim.is_ok(), "{resume:?}, {:?}", claim.err());
+        match claim {
+            Ok(_) => {
+                claimed += 1;
+                assert_eq!(resume.unwrap_err().kind(), ErrorKind::Fenced);
+            }
+            Err(error) => {
+                resumed += 1;
+                assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+            }
+        }
+        let log = open(&world).await;
+        assert_eq!(log.ownership().newest().unwrap().released, None);
+        assert!(!log.ownership().newest().unwrap().take_over, "a hand-over never becomes a take-over");
+    }
+    println!("{resumed} resumed, {claimed} claimed");
 }

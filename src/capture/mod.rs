@@ -57,5 +57,5 @@ pub use request::{
     DEFAULT_LEVEL, DEFAULT_MANIFEST_EVERY, DEFAULT_MEMORY, DEFAULT_SEGMENT_BYTES, DiskSource, MIN_MEMORY,
     ReplicateRequest, VmDefinition, VmSource,
 };
-pub(crate) use roster::roster;
+pub(crate) use roster::{Roster, roster};
 pub(crate) use zeros::is_zero;

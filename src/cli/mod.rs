@@ -14,6 +14,7 @@ mod event;
 mod exit;
 mod export;
 mod follow_view;
+mod hand_over;
 mod inspect;
 mod output;
 mod points;
@@ -65,12 +66,13 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Replicate(replicate::Replicate),
-    Protect(protect::Protect),
+    Protect(Box<protect::Protect>),
     Scan(scan::Scan),
     Points(points::Points),
     Rehydrate(rehydrate::Rehydrate),
     Verify(verify::Verify),
     Inspect(inspect::Inspect),
+    HandOver(hand_over::HandOver),
     Export(export::Export),
     Demo(demo::Demo),
     Store(store::Store),
@@ -93,6 +95,7 @@ impl Command {
             Command::Rehydrate(c) => c.run(context).await,
             Command::Verify(c) => c.run(context).await,
             Command::Inspect(c) => c.run(context).await,
+            Command::HandOver(c) => c.run(context).await,
             Command::Export(c) => c.run(context).await,
             Command::Demo(c) => c.run(context).await,
             Command::Store(c) => c.run(context).await,

@@ -22,10 +22,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Name;
 use crate::nbd::{CacheMode, Listen};
 use crate::protect::{
-    CaptureMode, ControlLimits, ControlServer, DEFAULT_PROTECT_LOG, DEFAULT_PROTECT_MEMORY, FencedPolicy,
-    ProtectReport, ProtectRequest, Protection, control_path,
+    CaptureMode, ControlLimits, ControlServer, DEFAULT_PROTECT_LOG, DEFAULT_PROTECT_MEMORY, FencedPolicy, Origin,
+    ProtectReport, ProtectRequest, Protection, control_path, rehydrated_disks,
 };
-use crate::store::StorageSite;
+use crate::store::{BaseChoice, StorageSite};
 
 /// Time between two looks at the mode.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -48,6 +48,9 @@ pub(super) struct Protect {
     listen: Vec<Listen>,
     #[command(flatten)]
     asks: Asks,
+    /// With --hand-over: give up VMs, too, that the last point does not cover; what they wrote since their last one is lost
+    #[arg(long, requires = "hand_over")]
+    leave_uncovered: bool,
     /// Name of this site, which owns the domain [default: the host's name]
     #[arg(long, value_name = "NAME", value_parser = parse_name)]
     site: Option<Name>,
@@ -90,7 +93,12 @@ pub(super) struct Protect {
     /// Accept an image that is smaller than at the last point; what lay past its end is dropped
     #[arg(long)]
     allow_shrink: bool,
-    /// Take the domain over from the site that owns it; says what that cuts off, and asks
+    /// The disks were brought to this datastore by `freshet rehydrate`: they are protected from the point that they equal
+    /// on, without reading or comparing them. Without --vm, all that it holds
+    #[arg(long, value_name = "DIR", conflicts_with = "ask")]
+    rehydrated: Option<PathBuf>,
+    /// Take the domain over from the site that owns it; says what that cuts off, and asks. Disks that were rehydrated go on
+    /// from the point that they equal
     #[arg(long)]
     take_ownership: bool,
     /// Answer yes to what --take-ownership asks
@@ -128,13 +136,21 @@ fn parse_millis(text: &str) -> std::result::Result<Duration, String> {
 }
 
 impl Protect {
-    pub(super) async fn run(self, context: &Context) -> Result<Report> {
+    pub(super) async fn run(mut self, context: &Context) -> Result<Report> {
         let state = state_dir(self.log_store.as_deref())?;
-        if let Some(asked) = self.asks.request(&self.vms.vms)? {
+        if let Some(asked) = self.asks.request(&self.vms.vms, self.leave_uncovered)? {
             return ask(&state.join(self.domain.key()), &asked).await;
         }
         let url = self.store.as_deref().unwrap_or_default();
         let store = StorageSite::open(url, &self.options.load()?).await?;
+        let mut base = BaseChoice::default();
+        if let Some(datastore) = &self.rehydrated {
+            let held = rehydrated_disks(&store, &self.domain, datastore, &state).await?;
+            base = held.point.map_or(base, |point| BaseChoice::Point(point.segment));
+            if self.vms.vms.is_empty() {
+                self.vms.vms = held.vms;
+            }
+        }
         if self.vms.vms.is_empty() {
             return Err(Error::new(ErrorKind::Invalid, "name what to protect: --vm V --disk NAME=PATH"));
         }
@@ -142,7 +158,7 @@ impl Protect {
         let request = self.request(state)?;
         request.validate()?;
         if request.take_ownership {
-            confirm_take_over(&store, &request.domain, &request.site, yes).await?;
+            confirm_take_over(&store, &request.domain, &request.site, base, yes).await?;
         }
         let mut protection = Protection::open(store, request).await?;
         let control = control_path(&protection.state_dir());
@@ -200,6 +216,7 @@ impl Protect {
             open_unclaimed: self.open_unclaimed,
             allow_shrink: self.allow_shrink,
             take_ownership: self.take_ownership,
+            origin: self.rehydrated.map_or(Origin::Site, |datastore| Origin::Rehydrated { datastore }),
             level: self.level,
             engine: self.engine.into(),
             ..ProtectRequest::new(self.domain, site, self.vms.vms, self.listen, state)

@@ -27,6 +27,13 @@ pub(super) struct Asks {
     /// Cut a point now and wait until it is part of the domain, this many milliseconds at most
     #[arg(long, value_name = "MS", num_args = 0..=1, default_missing_value = "60000")]
     point: Option<u64>,
+    /// Hand the domain over: shut the guests down first. Everything is shipped, the last point is written, then the domain is
+    /// released and the protection ends. Waits this many milliseconds at most
+    #[arg(long, value_name = "MS", num_args = 0..=1, default_missing_value = "300000")]
+    hand_over: Option<u64>,
+    /// Turn down the site that asks for the domain
+    #[arg(long)]
+    turn_down: bool,
     /// End the running protection, as SIGTERM does
     #[arg(long)]
     stop: bool,
@@ -37,13 +44,19 @@ impl Asks {
     ///
     /// # Errors
     /// `Invalid` for what cannot be asked.
-    pub(super) fn request(&self, vms: &[VmSource]) -> Result<Option<ControlRequest>> {
+    pub(super) fn request(&self, vms: &[VmSource], leave_uncovered: bool) -> Result<Option<ControlRequest>> {
         let invalid = |why: String| Error::new(ErrorKind::Invalid, why);
         if self.status {
             return Ok(Some(ControlRequest::Status));
         }
         if self.stop {
             return Ok(Some(ControlRequest::Stop));
+        }
+        if let Some(within_ms) = self.hand_over {
+            return Ok(Some(ControlRequest::HandOver { within_ms, leave_uncovered }));
+        }
+        if self.turn_down {
+            return Ok(Some(ControlRequest::TurnDown));
         }
         if let Some(within_ms) = self.point {
             return Ok(Some(ControlRequest::FlushPoint { within_ms }));
@@ -80,6 +93,16 @@ pub(super) async fn ask(dir: &Path, request: &ControlRequest) -> Result<Report> 
         ControlReply::Added => Report::new(&json!({ "added": true }), "served and captured from now on"),
         ControlReply::Removed => Report::new(&json!({ "removed": true }), "not captured any more"),
         ControlReply::Point(n) => Report::new(&json!({ "point": n }), format!("point {n} is part of the domain")),
+        ControlReply::Released(done) => {
+            let mut text = format!("released with point {} of {}", done.point, done.point_time);
+            if !done.uncovered.is_empty() {
+                text += &format!("; not covered by it: {}", done.uncovered.join(", "));
+            }
+            let json = serde_json::to_value(&done)
+                .map_err(|e| Error::with_source(ErrorKind::Internal, "put the answer into JSON", e))?;
+            Report::new(&json, text)
+        }
+        ControlReply::TurnedDown => Report::new(&json!({ "turned_down": true }), "nobody asks for the domain now"),
         ControlReply::Stopping => Report::new(&json!({ "stopping": true }), "it ends"),
     }
 }
@@ -114,6 +137,18 @@ fn text(status: &ProtectStatus) -> String {
             let (size, dirty, unsynced) = (bytes(disk.size), bytes(disk.dirty), bytes(disk.unsynced));
             out += &format!("  {}  {size}  dirty {dirty}  unsynced {unsynced}  {}\n", disk.name, disk.path);
         }
+    }
+    if let Some(diverged) = &status.diverged {
+        if let (Some(first), Some(last)) = (&diverged.first, &diverged.last) {
+            out += &format!("not part of the domain: {} segments, from {first} to {last}\n", diverged.segments);
+        }
+        for disk in &diverged.disks {
+            let ranges = disk.ranges.len() as u64 + disk.more;
+            out += &format!("{} may hold {} of its own, in {ranges} ranges\n", disk.disk, bytes(disk.bytes));
+        }
+    }
+    if let (Some(site), Some(at)) = (&status.asked_by, &status.asked_at) {
+        out += &format!("site {site} asks for the domain since {at}: --hand-over gives it up, --turn-down does not\n");
     }
     for problem in &status.problems {
         out += &format!("problem: {problem}\n");

@@ -62,7 +62,7 @@ impl Replicate {
         let request = self.request()?;
         request.validate()?;
         if request.take_ownership {
-            confirm_take_over(&site, &request.domain, &request.site, yes).await?;
+            confirm_take_over(&site, &request.domain, &request.site, BaseChoice::default(), yes).await?;
         }
         let progress = Arc::new(Progress::new());
         let view = ProgressView::start(progress.clone(), &context.output);
@@ -90,17 +90,24 @@ impl Replicate {
     }
 }
 
-/// Shows what taking the domain over cuts off, and asks unless `yes`. Nothing is asked where there is nothing to take.
-pub(super) async fn confirm_take_over(site: &StorageSite, name: &Name, here: &Name, yes: bool) -> Result<()> {
+/// Shows what taking the domain over from `base` cuts off, and asks unless `yes`. Nothing is asked where there is nothing
+/// to take.
+pub(super) async fn confirm_take_over(
+    site: &StorageSite,
+    name: &Name,
+    here: &Name,
+    base: BaseChoice,
+    yes: bool,
+) -> Result<()> {
     let domain = match Domain::open(site, name).await {
         Ok(domain) => domain,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
     };
-    let preview = domain.preview_take_over(BaseChoice::default()).await?;
-    if preview.owner.site == *here {
+    if domain.ownership().newest().is_some_and(|owner| owner.author.site == *here) {
         return Ok(());
     }
+    let preview = domain.preview_take_over(base).await?;
     complain(&preview.to_string());
     if yes || (can_ask() && confirm("take it over?")) {
         return Ok(());

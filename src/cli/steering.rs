@@ -14,7 +14,7 @@ use crate::cancel::Cancel;
 use crate::capture::VmSource;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Name;
-use crate::protect::{Controlled, Observer, Protection};
+use crate::protect::{Controlled, HandOverOptions, HandedOver, Observer, Protection};
 
 /// How far it is.
 enum Stage {
@@ -100,6 +100,21 @@ impl Controlled for Steering {
 
     fn flush_point(&self, within: Duration) -> BoxFuture<'_, Result<u64>> {
         Box::pin(async move { self.with(async |protection| protection.cut_point(within).await).await? })
+    }
+
+    fn hand_over(&self, options: HandOverOptions) -> BoxFuture<'_, Result<HandedOver>> {
+        Box::pin(async move {
+            let handed = match &mut *self.stage.write().await {
+                Stage::Running(protection) => protection.hand_over(options).await,
+                other => Err(other.refuse()),
+            };
+            // Nothing is left to serve.
+            handed.inspect(|_| self.cancel.cancel())
+        })
+    }
+
+    fn turn_down(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move { self.with(async |protection| protection.turn_down().await).await? })
     }
 
     fn stop(&self) -> BoxFuture<'_, Result<()>> {

@@ -198,6 +198,24 @@ impl Intent {
         Ok(cleared)
     }
 
+    /// The disk was proved, by other means than this bitmap, to hold exactly what the chain has, durably: all regions are
+    /// clear but those that somebody writes to or wrote to since this was opened. To be called before the first write, and
+    /// only once it is durable elsewhere of which chain the bits speak. Answers how many were cleared; the file learns of it
+    /// with a commit that begins at once, and a crash before its end costs a comparison.
+    ///
+    /// # Errors
+    /// `Io` once a commit or a sync of the disk has failed.
+    pub fn proven(&self) -> Result<u32> {
+        self.check_disk()?;
+        self.shared.check()?;
+        let cleared = self.shared.pages().map(|(_, mut page)| page.proven()).sum();
+        if cleared > 0 {
+            self.shared.note_cleared(u64::from(cleared));
+            self.shared.commit_soon();
+        }
+        Ok(cleared)
+    }
+
     /// A sync of the guest's disk failed, for whomever it was made: nothing that was written since the last good one can
     /// be proved any more, so nothing is cleared until the disk and this are opened again.
     pub fn disk_sync_failed(&self, why: &str) {
@@ -209,6 +227,33 @@ impl Intent {
             true => Ok(()),
             false => self.shared.check_disk(),
         }
+    }
+
+    /// What of the disk is in regions that are set, as ranges of bytes, ascending and apart; at most `most` of them, and how
+    /// many more there are.
+    pub fn set_ranges(&self, most: usize) -> (Vec<Range<u64>>, u64) {
+        let (mut found, mut more): (Vec<Range<u64>>, u64) = (Vec::new(), 0);
+        let mut end = None;
+        for (n, page) in self.shared.pages() {
+            let base = n * INTENT_PAGE_REGIONS;
+            let mut next = page.set().next(0);
+            while let Some(region) = next {
+                let range = self.shape().range_of(base + region);
+                if end != Some(range.start) {
+                    match found.len() < most {
+                        true => found.push(range.clone()),
+                        false => more += 1,
+                    }
+                } else if more == 0
+                    && let Some(last) = found.last_mut()
+                {
+                    last.end = range.end;
+                }
+                end = Some(range.end);
+                next = page.set().next(region + 1);
+            }
+        }
+        (found, more)
     }
 
     /// Bytes of the disk in regions that are set.

@@ -176,6 +176,23 @@ impl Page {
         cleared
     }
 
+    /// The disk is proved to hold what the chain has: clears every region that nothing was written to, or is being, since
+    /// this was opened. How many.
+    pub(super) fn proven(&mut self) -> u32 {
+        let (mut cleared, mut next) = (0, self.set.next(0));
+        while let Some(n) = next {
+            next = self.set.next(n + 1);
+            if self.regions.contains_key(&n) {
+                continue;
+            }
+            self.changed |= self.set.remove(n);
+            self.unsynced.remove(n);
+            self.marked.remove(n);
+            cleared += 1;
+        }
+        cleared
+    }
+
     /// What a commit has to write; `None` where nothing changed since the last one.
     pub(super) fn take_changes(&mut self) -> Option<Bits> {
         std::mem::take(&mut self.changed).then(|| self.set.clone())

@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Index, Point, Segment, SegmentHeader};
-use crate::ids::SegmentNo;
+use crate::ids::{SegmentNo, Time};
 use crate::log::ReplicationLog;
 
 /// A sealed segment.
@@ -59,6 +59,8 @@ struct State {
     waiting_bytes: u64,
     closed: bool,
     unsettled: u64,
+    /// Times of the points of segments that are not accepted, in their order.
+    times: VecDeque<Time>,
 }
 
 /// What waits.
@@ -72,6 +74,8 @@ pub(crate) struct Waiting {
     pub(crate) memory: u64,
     /// Bytes of the log that are in use, of how many.
     pub(crate) log: (u64, u64),
+    /// Times of the points of the first and the last of them.
+    pub(crate) times: Option<(Time, Time)>,
 }
 
 /// See the module.
@@ -101,6 +105,7 @@ impl Backlog {
         let to_memory = {
             let mut state = self.lock();
             state.unsettled += 1;
+            state.times.push_back(sealed.point.time);
             state.waiting_bytes += len;
             // One always fits, or a segment larger than the limit would wait for ever.
             let fits = state.spilled.is_none() && (state.memory == 0 || state.memory + len <= self.limit);
@@ -178,6 +183,7 @@ impl Backlog {
         let trim = {
             let mut state = self.lock();
             state.unsettled -= 1;
+            state.times.pop_front();
             state.waiting_bytes -= header.total_len;
             match state.spilled {
                 Some((first, last)) if header.segment >= first => {
@@ -210,6 +216,7 @@ impl Backlog {
             bytes: state.waiting_bytes,
             memory: state.memory,
             log: (held.used_bytes, held.ring_bytes),
+            times: state.times.front().zip(state.times.back()).map(|(first, last)| (*first, *last)),
         }
     }
 

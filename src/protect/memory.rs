@@ -199,6 +199,16 @@ impl SiteMemory {
         Ok(())
     }
 
+    /// What is stored from now on is of no boot of the host: a start opens nothing before it owns the domain.
+    pub(crate) fn forget_boot(&mut self) {
+        self.boot = None;
+    }
+
+    /// Takes [`SiteMemory::forget_boot`] back.
+    pub(crate) fn remember_boot(&mut self) {
+        self.boot = boot();
+    }
+
     /// The disks may be written to from now on: the last run's clean end is over.
     pub(crate) fn begin_changes(&mut self) -> Result<()> {
         match self.record.take() {

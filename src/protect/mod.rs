@@ -11,7 +11,9 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `request`, `report`, `status`, `age`, `pace` | what is asked, how it stands, how it ended; ages and rates |
-//! | `protection`, `opening`, `memory` | the order of the steps; images and bitmaps; what is remembered between two runs |
+//! | `protection`, `founding` | the order of the steps; what of the disks the chain is known to have |
+//! | `opening`, `memory`, `rehydrated` | images and bitmaps; what is remembered between two runs; disks that were rehydrated |
+//! | `hand_over` | giving the domain up without loss, and going on where that comes to nothing |
 //! | `retreat`, `observer` | what a claim that fails means; what is told meanwhile |
 //! | `pipeline` | the tasks behind the exports |
 //! | `disk`, `coverage` | what a guest's request does; which VMs a point covers |
@@ -32,6 +34,8 @@ mod clearer;
 mod control;
 mod coverage;
 mod disk;
+mod founding;
+mod hand_over;
 mod health;
 mod inherit;
 mod ledger;
@@ -43,6 +47,7 @@ mod packer;
 mod pipeline;
 mod protection;
 mod recorder;
+mod rehydrated;
 mod report;
 mod request;
 mod retreat;
@@ -57,12 +62,16 @@ pub use control::{
     control_path,
 };
 pub use disk::FencedPolicy;
+pub use hand_over::{HandOverOptions, HandedOver};
 pub(crate) use memory::SiteMemory;
 pub use observer::Observer;
 pub use protection::Protection;
-pub use report::{DiskStatus, ProtectReport, ProtectStatus, Requests, SyncStatus, VmStatus};
+pub use rehydrated::{RehydratedDisks, rehydrated_disks};
+pub use report::{
+    DiskStatus, DivergedDiskStatus, DivergedStatus, ProtectReport, ProtectStatus, Requests, SyncStatus, VmStatus,
+};
 pub use request::{
-    DEFAULT_PROTECT_LOG, DEFAULT_PROTECT_MEMORY, DEFAULT_SEGMENT_AGE, MIN_PROTECT_MEMORY, ProtectRequest,
+    DEFAULT_PROTECT_LOG, DEFAULT_PROTECT_MEMORY, DEFAULT_SEGMENT_AGE, MIN_PROTECT_MEMORY, Origin, ProtectRequest,
 };
 pub(crate) use unwatched::is_noted as is_noted_unwatched;
 pub use valve::CaptureMode;

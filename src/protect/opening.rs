@@ -4,7 +4,7 @@
 //! exclusively for as long as it is known here; a disk whose file was changed since the last clean end is compared in
 //! whole before any point covers it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::clearer::QUIET_ROUNDS;
@@ -14,11 +14,11 @@ use super::memory::SiteMemory;
 use super::protection::export_name;
 use super::request::ProtectRequest;
 use super::unwatched;
-use crate::capture::VmSource;
+use crate::capture::{DiskSource, VmSource};
 use crate::datastore::{DiskEngine, stamp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Catalogue, FileStamp, IndexDisk};
-use crate::ids::{DomainId, Name};
+use crate::ids::{DiskId, DomainId, Name};
 use crate::intent::{Found, Intent, IntentIdentity, IntentOptions};
 use crate::nbd::{BackingDisk, Buffers, CacheMode, Image, ImageOptions, Share, start_engine};
 
@@ -26,6 +26,29 @@ use crate::nbd::{BackingDisk, Buffers, CacheMode, Image, ImageOptions, Share, st
 pub(crate) struct OpenedDisk {
     pub(crate) export: String,
     pub(crate) disk: Arc<ProtectedDisk>,
+}
+
+/// What is known of disks besides their bitmaps and the protection record.
+#[derive(Debug, Default)]
+pub(crate) struct Doubts {
+    /// Those that hold exactly what the chain has.
+    pub(crate) proved: HashSet<DiskId>,
+    /// Those that may hold anything, and why.
+    pub(crate) doubted: HashMap<DiskId, String>,
+}
+
+impl Doubts {
+    /// Whether anything is known of this disk.
+    pub(crate) fn speak_of(&self, disk: DiskId) -> bool {
+        self.proved.contains(&disk) || self.doubted.contains_key(&disk)
+    }
+}
+
+/// What an image looks like before it is served.
+pub(crate) struct Look {
+    pub(crate) stamp: FileStamp,
+    /// It is noted on it that it was written to unwatched.
+    pub(crate) unwatched: bool,
 }
 
 /// See the module.
@@ -112,7 +135,18 @@ impl Opener {
         disks.map(|(vm, disk)| self.image(&vm.name, &disk.name).map(|image| image.size())).collect()
     }
 
-    /// Makes protected disks of `vms`, whose images are open, with the identities that `catalogue` gives them.
+    /// What the images of all disks look like, in the order of the request, which is also that of `ids`.
+    pub(crate) fn looks(&self, vms: &[VmSource], ids: &[DiskId]) -> Result<Vec<Look>> {
+        let disks = vms.iter().flat_map(|vm| vm.disks.iter().map(move |disk| (vm, disk)));
+        let look = |((vm, disk), id): ((&VmSource, &DiskSource), &DiskId)| {
+            let path = self.image(&vm.name, &disk.name)?.image().path();
+            Ok(Look { stamp: stamp(*id, path)?, unwatched: unwatched::is_noted(path)? })
+        };
+        disks.zip(ids).map(look).collect()
+    }
+
+    /// Makes protected disks of `vms`, whose images are open, with the identities that `catalogue` gives them. What is
+    /// known of their content is in `doubts`.
     ///
     /// # Errors
     /// What opening the bitmaps says.
@@ -122,6 +156,7 @@ impl Opener {
         domain: DomainId,
         catalogue: &Catalogue,
         vms: &[VmSource],
+        doubts: &Doubts,
     ) -> Result<Vec<OpenedDisk>> {
         let mut out = Vec::new();
         for vm in vms {
@@ -135,8 +170,11 @@ impl Opener {
                 let index = IndexDisk { id: info.id, vm: info.vm, size: backing.size() };
                 let identity = IntentIdentity { domain, disk: info.id, size: index.size };
                 let options = IntentOptions { quiet_calls: QUIET_ROUNDS, ..IntentOptions::default() };
+                let proved = doubts.proved.contains(&info.id);
                 let (intent, found) = Intent::open(&memory.bitmap(info.id), &identity, &options)?;
-                if let Found::Lost(why) = &found {
+                if let Found::Lost(why) = &found
+                    && !proved
+                {
                     memory
                         .notes
                         .push(format!("the write-intent bitmap of {export} is lost ({why}): all of it is compared"));
@@ -144,10 +182,13 @@ impl Opener {
                 let share = Arc::clone(&self.share);
                 let image = backing.image().path().to_owned();
                 let unwatched = unwatched::is_noted(&image)?;
-                let changed = self.was_changed(memory, &backing, &index)? || unwatched;
+                let changed = (self.was_changed(memory, &backing, &index)? && !proved) || unwatched;
                 let health = Arc::clone(&self.health);
                 let disk = ProtectedDisk::new(export.clone(), index, backing, intent, share, health, self.policy);
-                if changed && found != Found::New {
+                if let Some(why) = doubts.doubted.get(&info.id) {
+                    memory.notes.push(format!("all of {export} is compared: {why}"));
+                    disk.doubt_all().await?;
+                } else if changed && found != Found::New {
                     memory.notes.push(format!(
                         "the image of {export} was changed while it was not protected: all of it is compared"
                     ));

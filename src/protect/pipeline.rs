@@ -26,12 +26,12 @@ use super::recorder::{MAX_EMPTY_CUTS, Recorder};
 use super::request::{Division, ProtectRequest};
 use super::shipper::{Covering, Shipped, Shipper};
 use super::syncer::Syncer;
-use super::valve::Valve;
+use super::valve::{CaptureMode, Valve};
 use crate::cancel::Cancel;
 use crate::capture::{Chain, ChainEnd, Halt};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::Catalogue;
-use crate::ids::Time;
+use crate::ids::{SegmentNo, Time};
 use crate::log::ReplicationLog;
 use crate::map::PointMap;
 use crate::store::DomainWriter;
@@ -62,8 +62,11 @@ pub(crate) struct Pipeline {
     pub(crate) shipped: watch::Receiver<Shipped>,
     pub(crate) sync_read: Arc<AtomicU64>,
     pub(crate) pace: Arc<Pace>,
-    clearer: Arc<Clearer>,
+    pub(crate) clearer: Arc<Clearer>,
     health: Arc<Health>,
+    syncer: Arc<Syncer>,
+    /// When segments are cut: age of the first write, and time without one.
+    cut_at: (Duration, Duration),
     /// Ends sync, cutting, clearing and the valve.
     background: Cancel,
     background_tasks: Vec<JoinHandle<()>>,
@@ -149,9 +152,8 @@ impl Pipeline {
             }
         });
 
-        let background = Cancel::new();
         let (sync_read, pace) = (Arc::new(AtomicU64::new(0)), Arc::new(Pace::default()));
-        let syncer = Syncer {
+        let syncer = Arc::new(Syncer {
             members: Arc::clone(&members),
             recorder: Arc::clone(&recorder),
             backlog: Arc::clone(&backlog),
@@ -160,7 +162,7 @@ impl Pipeline {
             rate: request.sync_rate,
             read: Arc::clone(&sync_read),
             pace: Arc::clone(&pace),
-        };
+        });
         let clearer = Arc::new(Clearer {
             members,
             memory,
@@ -169,24 +171,7 @@ impl Pipeline {
             generation: writer.generation(),
             health: Arc::clone(&health),
         });
-        let background_tasks = vec![
-            tokio::spawn(syncer.run(background.clone())),
-            tokio::spawn({
-                let (valve, end) = (Arc::clone(&valve), background.clone());
-                async move { valve.run(end).await }
-            }),
-            tokio::spawn(cut_in_time(
-                Arc::clone(&recorder),
-                request.segment_age,
-                request.idle_point,
-                background.clone(),
-            )),
-            tokio::spawn({
-                let (clearer, end) = (Arc::clone(&clearer), background.clone());
-                async move { clearer.run(end).await }
-            }),
-        ];
-        Ok(Pipeline {
+        let mut pipeline = Pipeline {
             writer,
             recorder,
             valve,
@@ -197,15 +182,62 @@ impl Pipeline {
             pace,
             clearer,
             health,
-            background,
-            background_tasks,
+            syncer,
+            cut_at: (request.segment_age, request.idle_point),
+            background: Cancel::new(),
+            background_tasks: Vec::new(),
             packers,
             sealing,
             shipping,
             ledger,
             halt,
             stop_ledger,
-        })
+        };
+        pipeline.begin_background();
+        Ok(pipeline)
+    }
+
+    /// Begins what runs beside guests, unless it runs: sync, the valve, cutting in time, clearing.
+    fn begin_background(&mut self) {
+        if !self.background_tasks.is_empty() {
+            return;
+        }
+        let end = Cancel::new();
+        self.background = end.clone();
+        let (syncer, valve, clearer) = (Arc::clone(&self.syncer), Arc::clone(&self.valve), Arc::clone(&self.clearer));
+        let ((age, idle), recorder) = (self.cut_at, Arc::clone(&self.recorder));
+        let ends = [(); 4].map(|()| end.clone());
+        let [sync_end, valve_end, cut_end, clear_end] = ends;
+        self.background_tasks = vec![
+            tokio::spawn(async move { syncer.run(sync_end).await }),
+            tokio::spawn(async move { valve.run(valve_end).await }),
+            tokio::spawn(cut_in_time(recorder, age, idle, cut_end)),
+            tokio::spawn(async move { clearer.run(clear_end).await }),
+        ];
+    }
+
+    async fn end_background(&mut self) {
+        self.background.cancel();
+        for task in self.background_tasks.drain(..) {
+            let _ = task.await;
+        }
+    }
+
+    /// Cuts the last point, when no guest writes any more, and captures nothing after it; answers with its segment. `None`
+    /// where nothing is captured now.
+    pub(crate) async fn quiesce(&mut self) -> Option<SegmentNo> {
+        self.end_background().await;
+        let last = self.recorder.cut_now();
+        self.recorder.pause();
+        last
+    }
+
+    /// Captures again after [`Pipeline::quiesce`].
+    pub(crate) fn go_on(&mut self) {
+        if self.valve.mode() != CaptureMode::Bitmap {
+            self.recorder.resume();
+        }
+        self.begin_background();
     }
 
     /// Ends it where it stands, as a kill would: what is not accepted stays marked in the bitmaps.
@@ -221,13 +253,28 @@ impl Pipeline {
 
     /// Ends it. What was captured is shipped, for as long as `drain` and the storage site allow; then bits are cleared as
     /// far as what was shipped goes. Answers whether all was shipped. To be called when no guest writes any more.
-    pub(crate) async fn stop(self, drain: Duration) -> Result<Stopped> {
-        self.background.cancel();
-        for task in self.background_tasks {
-            let _ = task.await;
-        }
+    pub(crate) async fn stop(mut self, drain: Duration) -> Result<Stopped> {
+        self.end_background().await;
         // The last point, at which all guests are still.
         self.recorder.cut_now();
+        let (clearer, backlog, shipped) = (Arc::clone(&self.clearer), Arc::clone(&self.backlog), self.shipped.clone());
+        let health = Arc::clone(&self.health);
+        let Ended { writer, whole, manifests } = self.end_tasks(drain).await?;
+        let waiting = backlog.waiting();
+        clearer.clear_all().await?;
+        let shipped = shipped.borrow().clone();
+        let all = whole && waiting.segments == 0 && health.is_sound();
+        Ok(Stopped { writer, clearer, shipped, all, left: waiting.bytes, manifests })
+    }
+
+    /// Ends it after [`Pipeline::quiesce`], when all is shipped: nothing more is captured, and nothing of what the bitmaps
+    /// and the record say is changed.
+    pub(crate) async fn retire(self, patience: Duration) -> Result<Arc<DomainWriter>> {
+        self.end_tasks(patience).await.map(|ended| ended.writer)
+    }
+
+    /// Ends the tasks in their order, for as long as `drain` allows.
+    async fn end_tasks(self, drain: Duration) -> Result<Ended> {
         self.recorder.close();
         let packers = self.packers;
         let joined = tokio::task::spawn_blocking(move || packers.into_iter().all(|packer| packer.join().is_ok()));
@@ -247,19 +294,16 @@ impl Pipeline {
             drop(self.halt);
             ledger.abort();
         }
-        let waiting = self.backlog.waiting();
-        self.clearer.clear_all().await?;
-        let shipped = self.shipped.borrow().clone();
-        let all = whole && ended.is_ok() && waiting.segments == 0 && self.health.is_sound();
-        Ok(Stopped {
-            writer: self.writer,
-            clearer: self.clearer,
-            shipped,
-            all,
-            left: waiting.bytes,
-            manifests: ended.unwrap_or(0),
-        })
+        Ok(Ended { writer: self.writer, whole: whole && ended.is_ok(), manifests: ended.unwrap_or(0) })
     }
+}
+
+/// How the tasks ended.
+struct Ended {
+    writer: Arc<DomainWriter>,
+    /// None was cut off.
+    whole: bool,
+    manifests: u64,
 }
 
 /// How a pipeline ended.

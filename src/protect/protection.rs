@@ -9,7 +9,6 @@
 //! before on this boot of the host, or by the operator's word; what the bitmaps say is believed only for the chain that
 //! they speak of; the writer is finished last.
 
-use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -19,47 +18,47 @@ use tokio::sync::Mutex;
 
 use super::coverage::Members;
 use super::disk::{Flow, ProtectedDisk};
+use super::hand_over::Stage;
 use super::health::Health;
-use super::inherit;
 use super::memory::SiteMemory;
 use super::observer::Observer;
-use super::opening::{OpenedDisk, Opener};
+use super::opening::{Doubts, OpenedDisk, Opener};
 use super::pipeline::{Foundation, Pipeline};
+use super::rehydrated::Rehydrated;
 use super::report::{ProtectReport, ProtectStatus};
-use super::request::{ProtectRequest, divide};
+use super::request::{Origin, ProtectRequest, divide};
 use super::retreat::{self, Failed, Retreat};
 use super::status;
 use super::valve::CaptureMode;
 use crate::cancel::Cancel;
 use crate::capture::{VmSource, roster};
-use crate::datastore::{EngineOptions, Slab, start as start_engine};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Catalogue, DatastoreId};
-use crate::ids::{DiskId, Name, VmId};
-use crate::log::{LogOptions, ReplicationLog};
-use crate::map::PointMap;
+use crate::format::Catalogue;
+use crate::ids::{DiskId, Name};
 use crate::nbd::{Exports, Server, ServerOptions};
-use crate::store::{BaseChoice, DomainWriter, StartOptions, StorageSite};
+use crate::store::{BaseChoice, Domain, DomainWriter, StartOptions, StorageSite};
 
 /// How long clients' requests in flight are waited for at the end.
-const GRACE: Duration = Duration::from_secs(10);
-/// Buffers of the log's engine.
-const LOG_SLOTS: usize = 8;
+pub(super) const GRACE: Duration = Duration::from_secs(10);
 
 /// A domain under protection. Dropping it without [`Protection::stop`] is like being killed: the next start reads back
 /// what is marked.
 pub struct Protection {
-    site: StorageSite,
-    request: ProtectRequest,
-    opener: Opener,
-    members: Arc<Members>,
-    health: Arc<Health>,
-    memory: Arc<Mutex<SiteMemory>>,
-    exports: Exports,
-    server: Option<Server>,
-    pipeline: Option<Pipeline>,
-    notes: Vec<String>,
-    began: Instant,
+    pub(super) site: StorageSite,
+    pub(super) request: ProtectRequest,
+    pub(super) opener: Opener,
+    pub(super) members: Arc<Members>,
+    pub(super) health: Arc<Health>,
+    pub(super) memory: Arc<Mutex<SiteMemory>>,
+    pub(super) exports: Exports,
+    pub(super) server: Option<Server>,
+    pub(super) pipeline: Option<Pipeline>,
+    pub(super) notes: Vec<String>,
+    /// The datastore that the disks were rehydrated in, kept from others.
+    pub(super) rehydrated: Option<Rehydrated>,
+    /// How far a hand-over is.
+    pub(super) stage: Stage,
+    pub(super) began: Instant,
 }
 
 impl Protection {
@@ -74,7 +73,16 @@ impl Protection {
         let division = divide(request.memory);
         let mut opener = Opener::new(&request, division.requests, Arc::clone(&health))?;
         let (state, domain) = (request.state.clone(), request.domain.clone());
-        let memory = blocking(move || SiteMemory::open(&state, &domain)).await?;
+        let origin = request.origin.clone();
+        let (memory, rehydrated) = blocking(move || {
+            let memory = SiteMemory::open(&state, &domain)?;
+            let rehydrated = match origin {
+                Origin::Site => None,
+                Origin::Rehydrated { datastore } => Some(Rehydrated::open(&datastore, &domain)?),
+            };
+            Ok((memory, rehydrated))
+        })
+        .await?;
         opener.open_images(&request.vms)?;
         let mut protection = Protection {
             site,
@@ -86,6 +94,8 @@ impl Protection {
             server: None,
             pipeline: None,
             notes: Vec::new(),
+            rehydrated,
+            stage: Stage::default(),
             began: Instant::now(),
             request,
         };
@@ -93,56 +103,11 @@ impl Protection {
         Ok(protection)
     }
 
-    /// Serves at once what ran here before on this boot of the host: its guests may still run. Or what the operator says.
-    async fn serve_early(&mut self) -> Result<()> {
-        let mut memory = self.memory.lock().await;
-        let Some(record) = memory.record().cloned() else { return Ok(()) };
-        let known = self.are_known(&record.catalogue)?;
-        let ours = memory.is_same_boot() && known;
-        if !ours && !self.request.open_unclaimed {
-            return Ok(());
-        }
-        if !known {
-            let why = "the exports cannot be opened before the domain is claimed: a disk was never protected here, or \
-                       is smaller than it was";
-            return Err(Error::new(ErrorKind::Refused, format!("domain {}: {why}", self.request.domain)));
-        }
-        let opened = self.opener.open_disks(&mut memory, record.domain, &record.catalogue, &self.request.vms).await?;
-        self.members.replace(disks_of(&opened), record.catalogue);
-        self.note_open(&mut memory)?;
-        memory.begin_changes()?;
-        drop(memory);
-        self.export(&opened)?;
-        self.listen()
-    }
-
-    /// Whether `catalogue` has all disks, and no image is shorter than its disk was: a guest that runs must not find the
-    /// end of its disk gone.
-    fn are_known(&self, catalogue: &Catalogue) -> Result<bool> {
-        let mut sizes = self.opener.sizes(&self.request.vms)?.into_iter();
-        Ok(self.request.vms.iter().all(|vm| {
-            let id = catalogue.vm_named(vm.name.as_str()).map(|v| v.id);
-            vm.disks.iter().all(|disk| {
-                let size = sizes.next().unwrap_or_default();
-                let mut known = catalogue.disks.iter().filter(|d| Some(d.vm) == id && d.name == disk.name);
-                known.any(|known| size >= known.size || self.request.allow_shrink)
-            })
-        }))
-    }
-
-    /// The members are open for writing from now on, and nothing speaks of other disks any more.
-    fn note_open(&self, memory: &mut SiteMemory) -> Result<()> {
-        let disks = self.members.disks();
-        memory.set_open(self.opener.stamps(&disks)?);
-        let ids: Vec<DiskId> = disks.iter().map(|disk| disk.index_disk().id).collect();
-        memory.forget_others(&ids)
-    }
-
-    fn export(&self, opened: &[OpenedDisk]) -> Result<()> {
+    pub(super) fn export(&self, opened: &[OpenedDisk]) -> Result<()> {
         opened.iter().try_for_each(|one| self.exports.add(&one.export, one.disk.clone()))
     }
 
-    fn listen(&mut self) -> Result<()> {
+    pub(super) fn listen(&mut self) -> Result<()> {
         if self.server.is_none() {
             let (tls, engine) = (self.request.tls.clone(), Some(Arc::clone(self.opener.engine())));
             let options = ServerOptions { tls, engine, ..ServerOptions::default() };
@@ -216,8 +181,7 @@ impl Protection {
 
     /// The outer error is about who may write, the inner one about what came after that.
     async fn try_claim(&mut self) -> Result<Result<()>> {
-        let take_ownership = self.request.take_ownership.then_some(BaseChoice::NewestPoint);
-        let options = StartOptions { take_ownership, ..StartOptions::default() };
+        let options = self.how_to_start().await?;
         let (site, request) = (&self.site, &self.request);
         let writer = DomainWriter::start(site, &request.domain, &request.site, options).await?;
         self.health.store_answers();
@@ -248,68 +212,38 @@ impl Protection {
         Ok(self.start_capture().await)
     }
 
-    async fn foundation(&mut self, writer: &DomainWriter) -> Result<(PointMap, Option<Catalogue>, ReplicationLog)> {
-        let (domain, base) = (writer.domain().clone(), writer.base());
-        self.notes.extend_from_slice(writer.warnings());
-        let mut map = PointMap::load(&domain, base).await?;
-        let mut memory = self.memory.lock().await;
-        let log = self.open_log(&memory, &domain)?;
-        let taken = inherit::take_over(&log, writer, &mut map, self.request.clock.as_ref()).await?;
-        if taken > 0 {
-            self.notes.push(format!("{taken} segments that an earlier run had not shipped are part of the domain now"));
+    /// How the domain is claimed: as ours, or taken over where that is asked for. Over rehydrated disks that is from the point
+    /// that they equal; what is ours was taken over before, and is started from its tip; what was released is claimed only
+    /// as long as it is.
+    ///
+    /// # Errors
+    /// `Refused` where that point is no point of the domain any more.
+    async fn how_to_start(&self) -> Result<StartOptions> {
+        let with = |take_ownership| StartOptions { take_ownership, ..StartOptions::default() };
+        let point = self.rehydrated.as_ref().and_then(Rehydrated::point);
+        let Some(point) = point.filter(|_| self.request.take_ownership) else {
+            return Ok(with(self.request.take_ownership.then_some(BaseChoice::NewestPoint)));
+        };
+        let domain = Domain::open(&self.site, &self.request.domain).await?;
+        let owner = domain.ownership().newest();
+        let own = owner.is_some_and(|owner| owner.author.site == self.request.site);
+        let released = owner.is_some_and(|owner| owner.released.is_some());
+        if own && !released {
+            return Ok(with(None));
         }
-        let sizes = self.opener.sizes(&self.request.vms)?;
-        let roster = roster(map.catalogue(), &self.request.vms, &sizes, self.request.allow_shrink)?;
-        self.notes.extend(roster.notes.iter().cloned());
-        let speaks = memory.speaks_of(&domain, base);
-        let early = self.members.disks();
-        for disk in &early {
-            // Served early under another identity: what it marked would be lost.
-            let index = disk.index_disk();
-            if !roster.members.iter().any(|m| m.disk.id == index.id && m.disk.size == index.size) {
-                let why = format!("disk {} is another one in the domain's catalogue now", disk.label());
-                return Err(Error::new(ErrorKind::Refused, format!("{why}; stop its guest and start again")));
+        let choice = BaseChoice::Point(point.segment);
+        let there = match domain.preview_take_over(choice).await {
+            Ok(preview) => preview.base == point,
+            Err(error) if error.kind() == ErrorKind::NotFound => false,
+            Err(error) => return Err(error),
+        };
+        match there {
+            true => Ok(StartOptions { only_released: released && !own, ..with(Some(choice)) }),
+            false => {
+                let why = format!("the disks equal {point}, which is no point of domain {} now", domain.name());
+                Err(Error::new(ErrorKind::Refused, format!("{why}: rehydrate them first")))
             }
         }
-        if early.is_empty() {
-            let vms = &self.request.vms;
-            let opened = self.opener.open_disks(&mut memory, domain.id(), &roster.catalogue, vms).await?;
-            self.members.replace(disks_of(&opened), roster.catalogue.clone());
-            self.export(&opened)?;
-        } else {
-            self.members.replace(early, roster.catalogue.clone());
-        }
-        if !speaks {
-            if memory.record().is_some() {
-                let why =
-                    "the domain's chain is not the one that was written from here: all disks are compared with it";
-                self.notes.push(why.to_owned());
-            }
-            for disk in self.members.disks() {
-                disk.doubt_all().await?;
-            }
-        }
-        let recoverable = map.points_since_manifest().iter().map(|(_, point)| point);
-        let recoverable = recoverable.chain(map.manifest().into_iter().flat_map(|m| m.points.iter().map(|(_, p)| p)));
-        let recoverable: HashSet<VmId> = recoverable.flat_map(|point| point.vms.iter().copied()).collect();
-        let disks = self.members.disks();
-        disks.iter().filter(|d| recoverable.contains(&d.index_disk().vm)).for_each(|d| d.note_synced());
-        self.note_open(&mut memory)?;
-        memory.store(domain.id(), base, writer.generation(), None, roster.catalogue.clone())?;
-        self.notes.append(&mut memory.notes);
-        Ok((map, roster.changed.then_some(roster.catalogue), log))
-    }
-
-    /// The log holds what a dead generation spilled at most, which the bitmaps have marked.
-    fn open_log(&self, memory: &SiteMemory, domain: &crate::store::Domain) -> Result<ReplicationLog> {
-        let options = EngineOptions::default();
-        let engine = start_engine(self.request.engine, Slab::new(LOG_SLOTS, 1 << 20)?, options)?;
-        let canonical = std::fs::canonicalize(memory.dir());
-        let canonical = canonical.map_err(|e| Error::io(format!("look at {}", memory.dir().display()), e))?;
-        let mut log = LogOptions::new(domain.id(), DatastoreId::of_path(&canonical), self.request.log_size);
-        log.verify_payloads = false;
-        log.largest_segment = divide(self.request.memory).largest_segment();
-        ReplicationLog::open(&engine, memory.dir(), &self.request.domain, &log)
     }
 
     /// Attaches the disks, opens the valve, and serves.
@@ -399,7 +333,8 @@ impl Protection {
             let roster = roster(&self.members.catalogue(), &all, &sizes, false)?;
             let mut memory = self.memory.lock().await;
             let domain = pipeline.writer.domain().id();
-            let opened = self.opener.open_disks(&mut memory, domain, &roster.catalogue, vms).await?;
+            let opened =
+                self.opener.open_disks(&mut memory, domain, &roster.catalogue, vms, &Doubts::default()).await?;
             Ok::<_, Error>((roster.catalogue, opened))
         };
         let (catalogue, opened) = match joined.await {
@@ -482,6 +417,11 @@ impl Protection {
         let mut report = ProtectReport { notes: std::mem::take(&mut self.notes), ..ProtectReport::default() };
         let Some(pipeline) = self.pipeline.take() else {
             report.dirty = disks.iter().map(|disk| disk.intent().dirty_bytes()).sum();
+            if let Stage::Released(done) = &self.stage {
+                report.all_shipped = true;
+                (report.point, report.point_time) = (done.point, done.point_time.clone());
+                report.notes.push(format!("the domain was released at {}", done.released));
+            }
             return Ok(report);
         };
         let stopped = pipeline.stop(self.request.drain).await?;
@@ -526,7 +466,7 @@ impl Drop for Protection {
     }
 }
 
-fn disks_of(opened: &[OpenedDisk]) -> Vec<Arc<ProtectedDisk>> {
+pub(super) fn disks_of(opened: &[OpenedDisk]) -> Vec<Arc<ProtectedDisk>> {
     opened.iter().map(|one| Arc::clone(&one.disk)).collect()
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::*;
 use crate::capture::DiskSource;
+use crate::map::PointMap;
 use crate::nbd::Listen;
 use crate::protect::recorder::{Taken, Written};
 use crate::store::StoreOptions;

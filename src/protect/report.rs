@@ -61,8 +61,45 @@ pub struct ProtectStatus {
     pub sync_read: u64,
     /// Requests to the storage site since the start, by kind.
     pub requests: Requests,
+    /// What the disks hold and the domain does not, where another site owns it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diverged: Option<DivergedStatus>,
+    /// The site that asks for the domain, and since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_by: Option<String>,
+    /// See `asked_by`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_at: Option<String>,
     /// What is wrong, in words.
     pub problems: Vec<String>,
+}
+
+/// What a fenced site holds of its own that is not part of the domain: an upper bound, by marked regions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct DivergedStatus {
+    /// Segments that were made here since the claim and are not part of the domain.
+    pub segments: u64,
+    /// Times of the points of the first and the last of them; absent where there is none.
+    pub first: Option<String>,
+    /// See `first`.
+    pub last: Option<String>,
+    /// Disks that may hold something; the others are left out.
+    pub disks: Vec<DivergedDiskStatus>,
+}
+
+/// What one disk may hold that is not part of the domain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct DivergedDiskStatus {
+    /// `vm/disk`.
+    pub disk: String,
+    /// The image.
+    pub path: String,
+    /// Bytes that may differ.
+    pub bytes: u64,
+    /// First byte and length of each range, ascending; at most a thousand.
+    pub ranges: Vec<(u64, u64)>,
+    /// Further ranges.
+    pub more: u64,
 }
 
 /// How far initial sync and resync are.

@@ -27,6 +27,20 @@ pub const DEFAULT_PROTECT_LOG: u64 = 4 << 30;
 /// Age of its first write at which a segment is cut, unless told otherwise.
 pub const DEFAULT_SEGMENT_AGE: Duration = Duration::from_millis(800);
 
+/// Where the images have their content from, before their guests write.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Origin {
+    /// From this site: what the domain lacks of them, or has otherwise, is found by comparing.
+    #[default]
+    Site,
+    /// From the domain itself: a rehydration brought them to a point. Where that is the one that the domain goes on from,
+    /// nothing is read and nothing compared.
+    Rehydrated {
+        /// The datastore: the state of the rehydration is in `<datastore>/<domain>/.freshet`.
+        datastore: PathBuf,
+    },
+}
+
 /// What to protect, and how.
 #[derive(Debug, Clone)]
 pub struct ProtectRequest {
@@ -68,8 +82,10 @@ pub struct ProtectRequest {
     pub drain: Duration,
     /// What guests' writes do once another writer owns the domain.
     pub fenced: FencedPolicy,
-    /// Take the domain over from the site that owns it.
+    /// Take the domain over from the site that owns it; over rehydrated disks from the point that they equal.
     pub take_ownership: bool,
+    /// Where the images have their content from.
+    pub origin: Origin,
     /// Open the exports before the domain is claimed, whatever was found: the operator says so.
     pub open_unclaimed: bool,
     /// Accept an image that is smaller than it was at the last point.
@@ -104,6 +120,7 @@ impl ProtectRequest {
             drain: Duration::from_secs(30),
             fenced: FencedPolicy::default(),
             take_ownership: false,
+            origin: Origin::default(),
             open_unclaimed: false,
             allow_shrink: false,
             engine: EngineKind::Auto,

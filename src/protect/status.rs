@@ -10,12 +10,15 @@ use super::health::Health;
 use super::pipeline::Pipeline;
 use super::protection::export_name;
 use super::recorder::Coverage;
-use super::report::{DiskStatus, ProtectStatus, Requests, SyncStatus, VmStatus};
+use super::report::{DiskStatus, DivergedDiskStatus, DivergedStatus, ProtectStatus, Requests, SyncStatus, VmStatus};
 use super::request::ProtectRequest;
 use super::valve::CaptureMode;
 use crate::format::Catalogue;
 use crate::ids::VmId;
 use crate::store::StorageSite;
+
+/// Most ranges of one disk that are told.
+const MAX_RANGES: usize = 1000;
 
 /// How the domain stands now. `seconds` is how long requests were counted.
 pub(super) async fn of(
@@ -59,9 +62,13 @@ pub(super) async fn of(
         status.problems.extend(disk.sync_error().map(|why| format!("{}: {why}", disk.label())));
         status.problems.extend(disk.backing().failure().map(str::to_owned));
     }
+    status.diverged = (mode == CaptureMode::Fenced).then(|| diverged(&disks, pipeline));
     status.status = domain_status(mode, &status.vms).to_owned();
     if let Some(pipeline) = pipeline {
         let waiting = pipeline.backlog.waiting();
+        if let Some(asked) = &*pipeline.writer.asked().borrow() {
+            (status.asked_by, status.asked_at) = (Some(asked.site.to_string()), Some(asked.at.to_string()));
+        }
         status.generation = Some(pipeline.writer.generation().get());
         status.captured = pipeline.recorder.newest().get();
         status.shipped = shipped.at.segment.get();
@@ -83,6 +90,28 @@ pub(super) async fn of(
         (status.stored, status.segments) = (shipped.stored, shipped.segments);
     }
     status
+}
+
+/// What the disks hold of their own, once another writer owns the domain. A bit is set from before a region is written
+/// until that is accepted, and nothing is accepted any more.
+fn diverged(disks: &[Arc<ProtectedDisk>], pipeline: Option<&Pipeline>) -> DivergedStatus {
+    let waiting = pipeline.map(|pipeline| pipeline.backlog.waiting()).unwrap_or_default();
+    let own = disks.iter().filter_map(|disk| {
+        let (ranges, more) = disk.intent().set_ranges(MAX_RANGES);
+        (!ranges.is_empty()).then(|| DivergedDiskStatus {
+            disk: disk.label().to_owned(),
+            path: disk.backing().image().path().display().to_string(),
+            bytes: disk.intent().dirty_bytes(),
+            ranges: ranges.into_iter().map(|range| (range.start, range.end - range.start)).collect(),
+            more,
+        })
+    });
+    DivergedStatus {
+        segments: waiting.segments,
+        first: waiting.times.map(|(first, _)| first.to_string()),
+        last: waiting.times.map(|(_, last)| last.to_string()),
+        disks: own.collect(),
+    }
 }
 
 /// What is done with guests' writes.

@@ -64,7 +64,7 @@ struct PageAt {
 
 impl Syncer {
     /// Reads back what is unsynced, until `end`. What fails on one disk is told, and that disk is tried again later.
-    pub(crate) async fn run(self, end: Cancel) {
+    pub(crate) async fn run(&self, end: Cancel) {
         while !end.is_cancelled() {
             let mut busy = false;
             for disk in self.members.disks() {

@@ -89,6 +89,10 @@ impl Domain {
         &self.site
     }
 
+    pub(super) fn horizon_mut(&mut self) -> &mut Horizon {
+        &mut self.horizon
+    }
+
     /// What its ownership log says, as far as it was read.
     pub fn ownership(&self) -> &Ownership {
         self.horizon.ownership()

@@ -20,6 +20,7 @@
 //! | `ownership`, `horizon` | who may write a domain, which objects count; no I/O |
 //! | `owner_log`, `prefix` | reading and appending ownership records; how far segments exist |
 //! | `domain`, `points` | [`Domain`]: what a reader may take of one domain |
+//! | `hand_over` | asking for a domain, giving it up, going on: what each appends |
 //! | `writer`, `seat` | [`DomainWriter`]: claim, base, acceptance, heartbeat, fencing |
 //! | `erase` | deleting a whole domain |
 //! | `take_over`, `liveness`, `process` | what a take-over would cut off; whether another writer lives |
@@ -35,6 +36,7 @@ mod domain;
 mod erase;
 mod failure;
 mod file;
+mod hand_over;
 mod hedge;
 mod horizon;
 pub mod keys;
@@ -65,7 +67,7 @@ pub use horizon::{Horizon, Seen};
 pub use liveness::{LIVE_FOR_MS, LastSign};
 pub use object::{Created, Fetched, ObjectInfo, Settled, StoreCounters};
 pub use options::{HedgeLimits, RetryLimits, StoreOptions};
-pub use ownership::{Acceptance, Base, Effect, GenerationInfo, Ownership, Void};
+pub use ownership::{Acceptance, Asked, Base, Effect, GenerationInfo, HandOver, Ownership, Void};
 pub use points::{FoundPoint, PointInfo, Points};
 pub use probe::{Capability, Outcome, Verdict, probe};
 pub(crate) use reread::reread;

@@ -51,6 +51,29 @@ pub struct GenerationInfo {
     pub released: Option<Time>,
 }
 
+/// How far a hand-over is, as the ownership log says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum HandOver {
+    /// Nobody has asked since the newest claim.
+    #[default]
+    None,
+    /// A site asks, and waits for an answer.
+    Asked(Asked),
+    /// A site asked, and the owner goes on, since then.
+    TurnedDown(Asked, Time),
+    /// The owner gave the domain up, and nobody has claimed it yet; with the site that asked, if one did.
+    Released(Time, Option<Asked>),
+}
+
+/// Who asks for a domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// The site.
+    pub site: Name,
+    /// When, by the store's clock.
+    pub at: Time,
+}
+
 /// Whether a record changed anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
@@ -89,7 +112,7 @@ pub enum Void {
     BelowTheFloor,
     /// Its site asks for what it owns.
     OwnedAlready,
-    /// There is no release to withdraw.
+    /// There is no release to withdraw, and no request to turn down.
     NotReleased,
 }
 
@@ -109,7 +132,7 @@ impl fmt::Display for Void {
             Void::BaseOffTheChain => "it names a segment that is not part of the chain",
             Void::BelowTheFloor => "it is below the floor",
             Void::OwnedAlready => "its site owns the domain",
-            Void::NotReleased => "there is no release to withdraw",
+            Void::NotReleased => "there is no release to withdraw, and no request to turn down",
         })
     }
 }
@@ -157,6 +180,8 @@ pub struct Ownership {
     /// One for each settled base, ascending; all but the last have an end.
     stretches: Vec<Stretch>,
     request: Option<(Name, Time)>,
+    /// The last request that was turned down since the newest claim, and when.
+    turned_down: Option<(Name, Time, Time)>,
     floor: SegmentNo,
     voids: Vec<(u64, Void)>,
 }
@@ -210,6 +235,7 @@ impl Ownership {
                     return Err(Void::OwnedAlready);
                 }
                 self.request = Some((record.author.site.clone(), record.at));
+                self.turned_down = None;
                 Ok(())
             }
             OwnerKind::Release { generation, .. } => {
@@ -218,13 +244,7 @@ impl Ownership {
                 newest.released = Some(record.at);
                 Ok(())
             }
-            OwnerKind::Resume { generation } => {
-                let newest = self.about_newest(generation)?;
-                if newest.author.site != record.author.site {
-                    return Err(Void::OwnedByAnotherSite);
-                }
-                newest.released.take().map(|_| ()).ok_or(Void::NotReleased)
-            }
+            OwnerKind::Resume { generation } => self.resume(record, generation),
             OwnerKind::Floor { segment } => self.raise_floor(record, segment),
         }
     }
@@ -251,8 +271,26 @@ impl Ownership {
             base: None,
             released: None,
         });
-        self.request = None;
+        (self.request, self.turned_down) = (None, None);
         Ok(())
+    }
+
+    /// The generation goes on: its owner takes a release back, or turns down who asks; or who asks takes that back.
+    fn resume(&mut self, record: &OwnerRecord, generation: Generation) -> Result<(), Void> {
+        let newest = self.about_newest(generation)?;
+        let own = newest.author.site == record.author.site;
+        let released = if own { newest.released.take() } else { None };
+        let asks = self.request.as_ref().is_some_and(|(site, _)| own || *site == record.author.site);
+        let request = if asks { self.request.take() } else { None };
+        match (own, released, request) {
+            (true, None, None) => Err(Void::NotReleased),
+            (false, _, None) => Err(Void::OwnedByAnotherSite),
+            (true, _, Some((site, at))) => {
+                self.turned_down = Some((site, at, record.at));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn base(&mut self, record: &OwnerRecord, generation: Generation, base: Base) -> Result<(), Void> {
@@ -351,6 +389,20 @@ impl Ownership {
     /// The site that asks for the domain, and since when.
     pub fn request(&self) -> Option<(&Name, Time)> {
         self.request.as_ref().map(|(site, at)| (site, *at))
+    }
+
+    /// How far a hand-over of the newest generation is.
+    pub fn hand_over(&self) -> HandOver {
+        let asked = |(site, at): &(Name, Time)| Asked { site: site.clone(), at: *at };
+        let released = self.newest().and_then(|newest| newest.released);
+        match (released, &self.request, &self.turned_down) {
+            (Some(at), request, _) => HandOver::Released(at, request.as_ref().map(asked)),
+            (None, Some(request), _) => HandOver::Asked(asked(request)),
+            (None, None, Some((site, at, since))) => {
+                HandOver::TurnedDown(Asked { site: site.clone(), at: *at }, *since)
+            }
+            (None, None, None) => HandOver::None,
+        }
     }
 
     /// Nothing below this is recoverable; zero where nothing was given up.

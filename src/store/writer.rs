@@ -16,11 +16,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::liveness::{self, live_writer, name_writer};
 use super::owner_log::{self, Appended, Draft};
 use super::process::{self, LocalWriter};
 use super::seat::Seat;
-use super::{BaseChoice, Domain, Effect, Horizon, StorageSite, prefix};
+use super::{Asked, BaseChoice, Domain, Effect, GenerationInfo, Horizon, StorageSite, prefix};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Author, Digest, OwnerKind, ProcessIdentity};
@@ -36,15 +38,27 @@ pub struct StartOptions {
     pub take_ownership: Option<BaseChoice>,
     /// Clock of records and heartbeats; the store's unless told.
     pub clock: Option<Arc<dyn Clock>>,
+    /// Take it over only with the consent of its owner: where that has released it, and not taken that back.
+    pub only_released: bool,
     /// Time between heartbeats; 5 s unless told. Other hosts think a writer dead after 30 s of silence.
     pub beat_every: Duration,
+    /// Time between two looks for who asks for the domain; 2.5 s unless told. A writer that ships looks anyway; an idle one
+    /// pays 24 GETs a minute by default, besides its heartbeats.
+    pub look_every: Duration,
     /// The process that starts; this one unless told.
     pub process: Option<ProcessIdentity>,
 }
 
 impl Default for StartOptions {
     fn default() -> StartOptions {
-        StartOptions { take_ownership: None, clock: None, beat_every: Duration::from_secs(5), process: None }
+        StartOptions {
+            take_ownership: None,
+            clock: None,
+            only_released: false,
+            beat_every: Duration::from_secs(5),
+            look_every: Duration::from_millis(2500),
+            process: None,
+        }
     }
 }
 
@@ -106,7 +120,7 @@ impl DomainWriter {
             base: settled.base,
             base_digest: settled.digest,
             warnings: settled.warnings,
-            heartbeat: tokio::spawn(seat.clone().keep_beating(options.beat_every)),
+            heartbeat: tokio::spawn(seat.clone().keep_beating(options.beat_every, options.look_every)),
             seat,
             _registered: registered,
         })
@@ -180,6 +194,30 @@ impl DomainWriter {
         self.seat.check()
     }
 
+    /// Told of who asks for the domain, within [`StartOptions::look_every`].
+    pub fn asked(&self) -> watch::Receiver<Option<Asked>> {
+        self.seat.asked()
+    }
+
+    /// Gives the domain up, up to what was accepted, and answers when that was. Whoever writes it must have seen to it that
+    /// nothing comes after that. Giving up twice is giving up once.
+    ///
+    /// # Errors
+    /// `Fenced`; what the storage site says: then the release may be there all the same, or come to be there, until
+    /// [`DomainWriter::release`] or [`DomainWriter::go_on`] has succeeded.
+    pub async fn release(&self) -> Result<Time> {
+        self.seat.release().await
+    }
+
+    /// Goes on with the domain: turns down who asks for it, or takes a release back. Once it has succeeded, no release that
+    /// was tried before stands, or comes to.
+    ///
+    /// # Errors
+    /// `Fenced` where another site has claimed it; what the storage site says.
+    pub async fn go_on(&self, release_tried: bool) -> Result<()> {
+        self.seat.resume(release_tried).await
+    }
+
     /// Tells the newest accepted point, for the next heartbeat.
     pub fn report_point(&self, at: SegmentRef, time: Time) {
         self.seat.report_point(at, time);
@@ -247,6 +285,14 @@ impl Start<'_> {
         let ownership = self.horizon.ownership();
         let (Some(newest), Some(id)) = (ownership.newest(), ownership.domain()) else { return Ok(false) };
         let own = newest.author.site == self.author.site;
+        if self.options.only_released && !own && newest.released.is_none() {
+            let why =
+                format!("domain {} is owned by site {}, which has not released it", self.name, newest.author.site);
+            return Err(self.refuse(format!("{why}, or has taken that back; nothing was claimed")));
+        }
+        if own && let Some(released) = newest.released.filter(|_| !self.takes_back()) {
+            return Err(self.handed_over(newest, released));
+        }
         if self.options.take_ownership.is_some() {
             let freely_given = newest.released.is_some() && !own;
             let still_ours = newest.released.is_none() && own;
@@ -277,6 +323,21 @@ impl Start<'_> {
                 )))
             }
         }
+    }
+
+    /// Whether a domain that this site released is taken back by force.
+    fn takes_back(&self) -> bool {
+        self.options.take_ownership.is_some() && !self.options.only_released
+    }
+
+    fn handed_over(&self, newest: &GenerationInfo, released: Time) -> Error {
+        let (name, site) = (self.name, &self.author.site);
+        let age = liveness::age(self.clock.now().millis_since(released));
+        let why =
+            format!("domain {name} was released by this site, {site}, {age} ago (generation {})", newest.generation);
+        let advice = "it writes nothing until it takes that back, which it may while no other site has claimed the domain: \
+                      `freshet hand-over --resume`";
+        Error::new(ErrorKind::Fenced, format!("storage site {}: {why}; {advice}", self.site.url()))
     }
 
     /// Looks for what the claim inherits and writes the base.

@@ -70,6 +70,14 @@ async fn a_superseded_writer_finds_out_ships_nothing_more_and_keeps_its_data() {
         assert!(status.problems[0].contains("second site"), "{status:#?}");
         let after = blocking(move || guest.write(5 * MIB, &noise(8, 4096))).await;
         assert_eq!(after.is_ok(), policy == FencedPolicy::Continue, "{after:?}");
+        // What is on the disk and not in the domain is told, with its place and its time.
+        let diverged = protection.status().await.diverged.unwrap();
+        assert_eq!(diverged.segments > 0, diverged.first.is_some(), "{diverged:#?}");
+        assert!(diverged.first <= diverged.last, "{diverged:#?}");
+        let [disk] = &diverged.disks[..] else { panic!("{diverged:#?}") };
+        assert!(disk.disk == "web/root" && disk.more == 0, "{diverged:#?}");
+        assert!(disk.ranges.iter().any(|(from, len)| (*from..from + len).contains(&(4 * MIB))), "{diverged:#?}");
+        assert_eq!(disk.bytes, disk.ranges.iter().map(|(_, len)| len).sum::<u64>());
         let report = protection.stop().await.unwrap();
         assert!(!report.all_shipped && report.dirty > 0, "{report:#?}");
         let image = std::fs::read(world.image("web", "root")).unwrap();

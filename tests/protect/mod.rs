@@ -6,6 +6,7 @@ mod control;
 mod databases;
 mod faults;
 mod guest;
+mod hand_over;
 mod hostile;
 mod images;
 mod in_place;
@@ -20,6 +21,7 @@ mod program;
 #[path = "../nbd/client.rs"]
 #[allow(dead_code, reason = "shared with the tests of the server")]
 mod raw_client;
+mod rehydrated;
 mod restarts;
 mod rivals;
 mod stores;

@@ -22,7 +22,7 @@ pub(crate) fn freshet() -> Command {
 }
 
 /// The beginning of every command about the world's domain; its state is where `request` has it.
-fn about(world: &World) -> Command {
+pub(crate) fn about(world: &World) -> Command {
     let state = world.dir.path().join("state");
     std::fs::create_dir_all(&state).unwrap();
     let mut command = freshet();

@@ -56,6 +56,41 @@ async fn a_bitmap_is_kept_and_follows_a_disk_that_grows() {
 }
 
 #[tokio::test]
+async fn what_is_set_is_told_as_ranges_up_to_a_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("intent");
+    made(&path, 9 * MIB + 512, &[0, 1, 4, 8, 9]).await;
+    let (intent, _) = open(&path, 9 * MIB + 512).unwrap();
+    let all = vec![0..2 * MIB, 4 * MIB..5 * MIB, 8 * MIB..9 * MIB + 512];
+    assert_eq!(intent.set_ranges(10), (all.clone(), 0));
+    assert_eq!(intent.set_ranges(3), (all.clone(), 0));
+    assert_eq!(intent.set_ranges(2), (all[..2].to_vec(), 1), "the last two regions are one range");
+    assert_eq!(intent.set_ranges(0), (vec![], 3));
+}
+
+#[tokio::test]
+async fn what_is_proved_is_clear_but_for_what_is_written_and_stays_so_over_a_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("intent");
+    let (intent, _) = open(&path, 9 * MIB + 512).unwrap();
+    let lost = intent.begin_write(2 * MIB..2 * MIB + 512).await.unwrap();
+    let held = intent.begin_write(5 * MIB..5 * MIB + 512).await.unwrap();
+    lost.captured(SegmentNo::new(1));
+    assert_eq!(intent.proven().unwrap(), 8);
+    assert_eq!(set(&intent), [2, 5]);
+    assert!(intent.is_unsynced(2) && intent.is_unsynced(5) && !intent.is_unsynced(3));
+    // A cleared region is not let through again before it is marked.
+    let again = intent.begin_write(3 * MIB..3 * MIB + 512).await.unwrap();
+    held.captured(SegmentNo::new(1));
+    again.captured(SegmentNo::new(1));
+    assert_eq!(set(&intent), [2, 3, 5]);
+    intent.close().unwrap();
+    let (intent, found) = open(&path, 9 * MIB + 512).unwrap();
+    assert_eq!(found, Found::Kept { set: 3, damaged: vec![], grown_from: None });
+    assert_eq!(set(&intent), [2, 3, 5]);
+}
+
+#[tokio::test]
 async fn a_disk_that_outgrows_its_regions_keeps_what_its_bits_say() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("intent");

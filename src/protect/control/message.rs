@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::super::hand_over::{HandOverOptions, HandedOver};
 use crate::capture::{DiskSource, VmSource};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Name;
@@ -57,8 +58,23 @@ pub enum ControlRequest {
         /// Milliseconds to wait for that, an hour at most.
         within_ms: u64,
     },
+    /// The domain is given up, without loss; the reply comes when it is released, and then the protection ends.
+    HandOver {
+        /// Milliseconds to wait for sync and the storage site, an hour at most.
+        within_ms: u64,
+        /// Give up VMs, too, that the last point does not cover.
+        #[serde(default, skip_serializing_if = "is_false")]
+        leave_uncovered: bool,
+    },
+    /// Who asks for the domain is turned down.
+    TurnDown,
     /// The protection ends as by SIGTERM; the reply comes before it does.
     Stop,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands out a reference")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// A disk that joins.
@@ -86,6 +102,10 @@ pub enum ControlReply {
     Removed,
     /// The point is part of the domain; the number of its segment.
     Point(u64),
+    /// The domain is released, with this point as its last.
+    Released(HandedOver),
+    /// Nobody asks for the domain any more.
+    TurnedDown,
     /// It has begun to end.
     Stopping,
 }
@@ -97,6 +117,8 @@ pub(super) enum Command {
     Add(VmSource),
     RemoveDisk(Name, Name),
     FlushPoint(Duration),
+    HandOver(HandOverOptions),
+    TurnDown,
     Stop,
 }
 
@@ -139,10 +161,16 @@ impl ControlRequest {
             }
             ControlRequest::AddVm { vm, disks } => Command::Add(source(&vm, disks)?),
             ControlRequest::RemoveDisk { vm, disk } => Command::RemoveDisk(Name::new(&vm)?, Name::new(&disk)?),
-            ControlRequest::FlushPoint { within_ms } => match Duration::from_millis(within_ms) {
-                within if within <= MOST_WITHIN => Command::FlushPoint(within),
-                _ => return invalid(format!("within_ms {within_ms} is above {}", MOST_WITHIN.as_millis())),
-            },
+            ControlRequest::FlushPoint { within_ms } | ControlRequest::HandOver { within_ms, .. }
+                if Duration::from_millis(within_ms) > MOST_WITHIN =>
+            {
+                return invalid(format!("within_ms {within_ms} is above {}", MOST_WITHIN.as_millis()));
+            }
+            ControlRequest::FlushPoint { within_ms } => Command::FlushPoint(Duration::from_millis(within_ms)),
+            ControlRequest::HandOver { within_ms, leave_uncovered } => {
+                Command::HandOver(HandOverOptions { within: Duration::from_millis(within_ms), leave_uncovered })
+            }
+            ControlRequest::TurnDown => Command::TurnDown,
             ControlRequest::Stop => Command::Stop,
         })
     }
@@ -151,6 +179,10 @@ impl ControlRequest {
     pub(super) fn patience(&self) -> Duration {
         match self {
             ControlRequest::FlushPoint { within_ms } => Duration::from_millis(*within_ms).min(MOST_WITHIN),
+            // Beside what is waited for: clients are shut out, the release is written, what runs is ended.
+            ControlRequest::HandOver { within_ms, .. } => {
+                Duration::from_millis(*within_ms).min(MOST_WITHIN) + Duration::from_secs(120)
+            }
             ControlRequest::Status | ControlRequest::Stop => Duration::ZERO,
             _ => Duration::from_secs(120),
         }

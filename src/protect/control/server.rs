@@ -17,6 +17,7 @@ use crate::capture::VmSource;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Name;
 
+use super::super::hand_over::{HandOverOptions, HandedOver};
 use super::line::{Lines, send};
 use super::message::{Command, ControlReply, ControlRequest, answer_line};
 use super::socket::{Socket, check_peer};
@@ -47,6 +48,18 @@ pub trait Controlled: Send + Sync + 'static {
     /// # Errors
     /// `Unreachable` where that took longer than `within`; `Fenced`.
     fn flush_point(&self, within: Duration) -> BoxFuture<'_, Result<u64>>;
+
+    /// Gives the domain up without loss, and then ends as [`Controlled::stop`] does.
+    ///
+    /// # Errors
+    /// See [`Protection::hand_over`](crate::protect::Protection::hand_over).
+    fn hand_over(&self, options: HandOverOptions) -> BoxFuture<'_, Result<HandedOver>>;
+
+    /// Turns down who asks for the domain.
+    ///
+    /// # Errors
+    /// `Refused` where the domain is not written from here now.
+    fn turn_down(&self) -> BoxFuture<'_, Result<()>>;
 
     /// Asks it to end, as SIGTERM does. Answers at once.
     fn stop(&self) -> BoxFuture<'_, Result<()>>;
@@ -202,6 +215,8 @@ async fn answer(line: &[u8], controlled: &dyn Controlled) -> Result<ControlReply
         Command::Add(vm) => controlled.add(vm).await.map(|()| ControlReply::Added),
         Command::RemoveDisk(vm, disk) => controlled.remove_disk(&vm, &disk).await.map(|()| ControlReply::Removed),
         Command::FlushPoint(within) => controlled.flush_point(within).await.map(ControlReply::Point),
+        Command::HandOver(options) => controlled.hand_over(options).await.map(ControlReply::Released),
+        Command::TurnDown => controlled.turn_down().await.map(|()| ControlReply::TurnedDown),
         Command::Stop => controlled.stop().await.map(|()| ControlReply::Stopping),
     }
 }

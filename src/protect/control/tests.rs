@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
+use super::super::hand_over::{HandOverOptions, HandedOver};
 use super::*;
 use crate::capture::{DiskSource, VmSource};
 use crate::error::{Error, ErrorKind, Result};
@@ -67,6 +68,25 @@ impl Controlled for Noted {
 
     fn flush_point(&self, within: Duration) -> BoxFuture<'_, Result<u64>> {
         Box::pin(async move { Ok(u64::try_from(within.as_millis()).unwrap()) })
+    }
+
+    fn hand_over(&self, options: HandOverOptions) -> BoxFuture<'_, Result<HandedOver>> {
+        self.note(format!("hand over {} {}", options.within.as_millis(), options.leave_uncovered));
+        Box::pin(async {
+            Ok(HandedOver {
+                generation: 3,
+                point: 4712,
+                point_time: "2026-11-25T05:30:00Z".into(),
+                released: "2026-11-25T05:30:01Z".into(),
+                covered: vec!["web".into()],
+                uncovered: Vec::new(),
+            })
+        })
+    }
+
+    fn turn_down(&self) -> BoxFuture<'_, Result<()>> {
+        self.note("turn down".into());
+        Box::pin(async { Ok(()) })
     }
 
     fn stop(&self) -> BoxFuture<'_, Result<()>> {
@@ -437,14 +457,17 @@ fn the_page_shows_every_request_and_every_answer_as_they_are() {
                 answers.push(match answer {
                     Ok(ControlReply::Status(_)) => "status".to_owned(),
                     Ok(ControlReply::Point(_)) => "point".to_owned(),
+                    Ok(ControlReply::Released(_)) => "released".to_owned(),
                     Ok(_) => value["ok"].as_str().unwrap().to_owned(),
                     Err(_) => "error".to_owned(),
                 });
             }
         }
     }
-    assert_eq!(requests, ["status", "add-disk", "add-vm", "remove-disk", "flush-point", "stop"]);
-    assert_eq!(answers, ["status", "added", "added", "removed", "point", "stopping", "error"]);
+    let all = ["status", "add-disk", "add-vm", "remove-disk", "flush-point", "hand-over", "turn-down", "stop"];
+    assert_eq!(requests, all);
+    let all = ["status", "added", "added", "removed", "point", "released", "turned-down", "stopping", "error"];
+    assert_eq!(answers, all);
     let limits = ControlLimits::default();
     let page = include_str!("../../../docs/control.md");
     for said in [

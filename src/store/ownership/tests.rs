@@ -198,6 +198,34 @@ fn hand_over_is_asked_for_by_others_and_given_by_the_writer() {
 }
 
 #[test]
+fn the_owner_turns_a_request_down_and_who_asks_takes_it_back() {
+    let by = |log: &Log, n: usize| Asked { site: log.records[n].author.site.clone(), at: log.records[n].at };
+    let asked = one().request("R", 1);
+    assert_eq!(one().fold().hand_over(), HandOver::None);
+    assert_eq!(asked.fold().hand_over(), HandOver::Asked(by(&asked, 2)));
+    let down = asked.clone().resume("P", 1);
+    assert_eq!(down.void(), None);
+    assert_eq!(down.fold().hand_over(), HandOver::TurnedDown(by(&down, 2), down.last().at));
+    assert_eq!(down.fold().request(), None);
+    assert_eq!(down.clone().resume("P", 1).void(), Some(Void::NotReleased), "once");
+    let again = down.clone().request("R", 1);
+    assert_eq!(again.fold().hand_over(), HandOver::Asked(by(&again, 4)));
+    assert_eq!(down.claim("P", 2).fold().hand_over(), HandOver::None);
+    // A third site has nothing to take back; who asks has, and that neither gives nor takes the domain.
+    assert_eq!(asked.clone().resume("X", 1).void(), Some(Void::OwnedByAnotherSite));
+    assert_eq!(asked.clone().resume("R", 1).fold().hand_over(), HandOver::None);
+    let released = asked.clone().release(1);
+    assert_eq!(released.fold().hand_over(), HandOver::Released(released.last().at, Some(by(&released, 2))));
+    let unasked = released.clone().resume("R", 1);
+    assert_eq!(unasked.fold().hand_over(), HandOver::Released(released.last().at, None));
+    assert_eq!(unasked.claim("X", 2).void(), None);
+    // The owner's ends both.
+    let back = released.resume("P", 1);
+    assert!(matches!(back.fold().hand_over(), HandOver::TurnedDown(..)));
+    assert_eq!(back.claim("R", 2).void(), Some(Void::OwnedByAnotherSite));
+}
+
+#[test]
 fn nothing_recovers_below_the_floor() {
     let log = one().floor(1, 8);
     assert_eq!(log.fold().floor(), SegmentNo::new(8));
