@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::plan::FailoverPlan;
 use super::request::Request;
 use super::step::Step;
 use super::task::{Choice, Question, TaskError};
@@ -33,6 +34,9 @@ pub enum Outcome {
         vms: Vec<Name>,
         /// VMs that do not, each with the reason.
         excluded: Vec<(Name, String)>,
+        /// The plan that later steps go by, where it does not stand in the request.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        plan: Option<Box<FailoverPlan>>,
         /// The steps from here on.
         steps: Vec<Step>,
     },

@@ -25,16 +25,18 @@ pub struct Owner {
     pub released: Option<Time>,
 }
 
-/// Another site asks the owner for the domain.
+/// Another site asks the owner for the domain. A request that stands ends with the owner's next claim, and must be made
+/// again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HandOverRequest {
     /// The site that asks.
     pub site: Name,
     /// When it asked.
     pub at: Time,
-    /// What the owner answered, where it will not hand the domain over.
+    /// What the owner answered, where it will not hand the domain over. Told until the site asks again or the domain
+    /// changes hands: a new generation of the same owner does not take it back.
     pub refused: Option<String>,
-    /// The site that asked does not want it any more.
+    /// The site that asked does not want it any more. Told as long as a refusal.
     pub withdrawn: bool,
 }
 

@@ -15,25 +15,45 @@
 //! |---|---|
 //! | `words`, `facts`, `survey` | what an operator sees, and what it follows from |
 //! | `plan`, `runbook`, `request`, `finding` | what is asked for, and what is wrong with it |
+//! | `validate`, `runbook_check`, `summary` | all that is wrong with it, and what it comes to |
+//! | `modes`, `runbook_steps`, `order`, `shape` | the steps of each mode, and VMs as they are defined here |
 //! | `task`, `step`, `event`, `journal` | a task, its steps, what happened to it, and where that is kept |
 //! | `transition`, `policy` | what a task becomes by what happened, and what follows from a failure |
+//! | `engine`, `steps` | who carries tasks out, and what each step does |
 //! | `world` | everything that steps observe and do |
 
+mod engine;
 mod event;
 mod facts;
 mod finding;
 mod journal;
+mod modes;
+mod order;
 mod plan;
 mod policy;
 mod request;
 mod runbook;
+mod runbook_check;
+mod runbook_steps;
+#[cfg(test)]
+pub(crate) mod samples;
+mod script;
+mod shape;
+#[cfg(test)]
+mod sim;
 mod step;
+mod steps;
+mod summary;
 mod survey;
 mod task;
+#[cfg(test)]
+mod tests;
 mod transition;
+mod validate;
 mod words;
 mod world;
 
+pub use engine::{Engine, EngineSettings, JOURNAL_ATTEMPTS, Planned, Recovered};
 pub use event::{ENTRY_VERSION, Entry, Event, MAX_ENTRY_LEN, Outcome};
 pub use facts::{DomainFacts, FollowFacts, HandOverRequest, LocalDisks, Owner, PointFacts, VmFacts};
 pub use finding::{Finding, Severity, Stage};
@@ -45,7 +65,9 @@ pub use plan::{
 pub use policy::{MAX_ATTEMPTS, pause_after};
 pub use request::{Command, Complete, Forget, HandOver, Request};
 pub use runbook::{Group, IpSettings, NicSettings, OnFailure, Others, Probe, Runbook, Script, VmStart, WaitFor};
+pub use script::{MAX_SCRIPT_OUTPUT, port_is_open, run_script};
 pub use step::Step;
+pub use summary::{Summary, VmSummary};
 pub use survey::{Loss, Rate, Space, Survey};
 pub use task::{
     Choice, Completion, Learned, LogLine, Question, StepRecord, StepState, Task, TaskError, TaskId, TaskKind,
@@ -54,5 +76,6 @@ pub use task::{
 pub use transition::{
     Action, MAX_LINE_LEN, MAX_LOG_LINES, MAX_STEPS, next_action, point_of_no_return, submitted, transition,
 };
+pub use validate::{Act, has_errors};
 pub use words::{DomainMode, VmStatus};
 pub use world::{Claim, Reached, RehydrateTo, Resumed, ScriptEnd, ScriptRun, World};

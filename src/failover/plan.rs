@@ -197,6 +197,9 @@ pub struct Options {
     pub point: PointChoice,
     /// Take the domain by force, and lose what the summary says.
     pub accept_loss: bool,
+    /// The owner that the summary named: where the domain belongs to another by now, nothing is done. Any where there is
+    /// none.
+    pub from: Option<Name>,
     /// Run guests on disks with named damage.
     pub accept_damage: bool,
     /// Use the disks that this site protected before, where they are, and fetch only what differs.
@@ -216,6 +219,7 @@ impl Default for Options {
         Options {
             point: PointChoice::Newest,
             accept_loss: false,
+            from: None,
             accept_damage: false,
             in_place: false,
             accept_divergence: false,

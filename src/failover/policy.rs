@@ -41,9 +41,9 @@ pub(super) fn verdict(error: &TaskError, attempts: u32, committed: bool) -> Verd
     }
 }
 
-/// Whether an error of a claim proves that the domain was not claimed.
+/// Whether an error of a claim proves that the domain was not claimed: the step looks before it answers so.
 pub(super) fn proves_not_claimed(error: &TaskError) -> bool {
-    matches!(error.kind, ErrorKind::Refused | ErrorKind::Fenced | ErrorKind::Invalid | ErrorKind::NotFound)
+    matches!(error.kind, ErrorKind::Refused | ErrorKind::Fenced)
 }
 
 /// Pause before the try after `attempts`: from half a second on, doubled each time, at most a minute.

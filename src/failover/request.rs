@@ -21,6 +21,10 @@ pub struct Complete {
     /// Forced: lose what the summary says.
     #[serde(default)]
     pub accept_loss: bool,
+    /// The owner that the summary named: where the domain belongs to another by now, nothing is done. Any where there is
+    /// none.
+    #[serde(default)]
+    pub from: Option<Name>,
     /// Run guests on disks with named damage.
     #[serde(default)]
     pub accept_damage: bool,

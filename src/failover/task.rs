@@ -6,6 +6,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::plan::FailoverPlan;
 use super::request::Request;
 use super::step::Step;
 use crate::error::{Error, ErrorKind};
@@ -328,6 +329,8 @@ pub struct TaskProgress {
 pub struct Learned {
     /// Owner and generation when the task began.
     pub owner: Option<(Name, Generation)>,
+    /// The plan that steps go by, where it does not stand in the request.
+    pub plan: Option<Box<FailoverPlan>>,
     /// VMs that take part.
     pub vms: Vec<Name>,
     /// VMs that were left out, each with the reason.
@@ -392,6 +395,15 @@ impl Task {
         match &self.state {
             TaskState::WaitingForOperator(question) => Some(question),
             _ => None,
+        }
+    }
+
+    /// The plan that its steps go by; none of a hand-over after which nothing follows, and while it is not known yet.
+    pub fn plan(&self) -> Option<&FailoverPlan> {
+        match (&self.learned.plan, &self.request) {
+            (Some(plan), _) => Some(plan),
+            (None, Request::Plan(plan)) => Some(plan),
+            (None, _) => None,
         }
     }
 

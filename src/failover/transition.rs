@@ -30,7 +30,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Time;
 
 /// Most steps of a task.
-pub const MAX_STEPS: usize = 50_000;
+pub const MAX_STEPS: usize = 20_000;
 /// Most lines of log that a step keeps, the newest.
 pub const MAX_LOG_LINES: usize = 200;
 /// Longest line of a log in bytes.
@@ -131,16 +131,22 @@ fn waiting(step: Step) -> StepRecord {
 /// # Errors
 /// `Refused` where it cannot be done in this state, saying why; `Internal` where a journal cannot hold it.
 pub fn transition(task: &Task, entry: &Entry) -> Result<Task> {
+    let mut next = task.clone();
+    advance(&mut next, entry)?;
+    Ok(next)
+}
+
+/// As [`transition`], in place; a task that it fails for may be half changed.
+pub(super) fn advance(task: &mut Task, entry: &Entry) -> Result<()> {
     if entry.n != task.entries + 1 {
         return Err(internal(task, format!("entry {} of its journal follows entry {}", entry.n, task.entries)));
     }
     if task.state.is_terminal() {
         return Err(refused(task, format!("it is over: {}", task.state.word())));
     }
-    let mut next = task.clone();
-    next.entries = entry.n;
-    Turn { task: &mut next, at: entry.at }.take(&entry.event)?;
-    Ok(next)
+    Turn { task, at: entry.at }.take(&entry.event)?;
+    task.entries = entry.n;
+    Ok(())
 }
 
 fn refused(task: &Task, why: String) -> Error {
@@ -259,6 +265,10 @@ impl Turn<'_> {
         if !question.choices.contains(&choice) {
             let may: Vec<&str> = question.choices.iter().map(|c| c.word()).collect();
             return Err(refused(self.task, format!("{choice} is no answer to its question: {}", may.join(", "))));
+        }
+        if let (Choice::Abort, Some(step)) = (choice, point_of_no_return(self.task)) {
+            let why = format!("it is past the point of no return, which is step {}", step.step.word());
+            return Err(refused(self.task, why));
         }
         let vms = question.vms.clone();
         let i = self.task.asked;
@@ -409,13 +419,14 @@ impl Turn<'_> {
         let task = &mut *self.task;
         let step = &task.steps[i].step;
         match (step, outcome) {
-            (Step::Check, Outcome::Checked { owner, generation, vms, excluded, steps }) => {
+            (Step::Check, Outcome::Checked { owner, generation, vms, excluded, plan, steps }) => {
                 if steps.is_empty() || steps.len() >= MAX_STEPS || steps.contains(&Step::Check) {
                     return Err(internal(task, format!("its list of {} steps cannot be", steps.len())));
                 }
                 task.learned.owner = Some((owner.clone(), *generation));
                 task.learned.vms = vms.clone();
                 task.learned.excluded = excluded.clone();
+                task.learned.plan = plan.clone();
                 task.steps.truncate(1);
                 task.steps.extend(steps.iter().cloned().map(waiting));
             }

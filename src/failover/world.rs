@@ -10,7 +10,6 @@
 //! (what it did is undone as long as that can be). `Cancelled` is answered only after the call's `cancel` was set.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -131,7 +130,7 @@ pub trait World: Send + Sync {
     /// Takes the request back. One that was never made is no error.
     async fn withdraw_request(&self, domain: &Name) -> Result<()>;
 
-    /// Tells the site that asks that it will not get the domain, and why.
+    /// Tells the site that asks that it will not get the domain, and why, as far as the storage site can carry that.
     async fn refuse_request(&self, domain: &Name, why: &str) -> Result<()>;
 
     /// Claims the domain and settles the base of the claim. Where this site has the generation already and only the
@@ -175,7 +174,7 @@ pub trait World: Send + Sync {
     /// Releases the domain, whose last segment is `at`. Not repeated over a release.
     async fn release(&self, domain: &Name, at: SegmentRef) -> Result<()>;
 
-    /// Withdraws the release. Where there is none and the domain is this site's, that is `Ours`.
+    /// Withdraws the release, and refuses who asked. Where there is none and the domain is this site's, that is `Ours`.
     async fn resume(&self, domain: &Name) -> Result<Resumed>;
 
     /// The VMs of the domain, with their disks as this site serves them, or would. Networks are still those of the site
@@ -196,7 +195,4 @@ pub trait World: Send + Sync {
 
     /// Forgets the domain at this site; with `delete_disks` its disks are deleted. Nothing at the storage site changes.
     async fn forget(&self, domain: &Name, delete_disks: bool) -> Result<()>;
-
-    /// Directory of the domain's disks at this site, where there are any; for messages.
-    fn disks_at(&self, domain: &Name) -> Option<PathBuf>;
 }

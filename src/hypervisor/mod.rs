@@ -6,9 +6,15 @@
 //! Every call may be repeated: what is so already is no error, except that [`start`](Hypervisor::start) and
 //! [`define`](Hypervisor::define) need not bear with a VM that runs; callers look at [`state`](Hypervisor::state) first.
 
+mod exec;
+#[cfg(test)]
+mod exec_tests;
 mod spec;
+mod subprocess;
 
+pub use exec::{EXEC_VERSION, ExecDriver, ExecSettings, MAX_ANSWER};
 pub use spec::{DiskSpec, NicSpec, OffEvidence, PowerState, VmEntry, VmSpec};
+pub use subprocess::{COMMAND_PATH, CommandEnd, RunCommand};
 
 use std::time::Duration;
 

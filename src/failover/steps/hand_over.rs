@@ -1,0 +1,131 @@
+//! The owner's side of a planned failover: guests off, everything shipped, released, taken.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+
+use super::{Context, Ran};
+use crate::error::{Error, ErrorKind, Result};
+use crate::failover::event::Outcome;
+use crate::failover::request::{HandOver, Request};
+use crate::failover::task::{Choice, Question};
+use crate::failover::validate::Act;
+use crate::hypervisor::PowerState;
+use crate::ids::Name;
+
+/// Guests that are shut down side by side.
+const SIDE_BY_SIDE: usize = 16;
+
+impl Context {
+    fn hand_over(&self) -> Result<HandOver> {
+        match &self.task.request {
+            Request::HandOver(hand_over) => Ok(hand_over.clone()),
+            _ => Err(Error::new(ErrorKind::Internal, format!("task {} is no hand-over", self.task.id))),
+        }
+    }
+
+    pub(super) async fn check_settings(&mut self) -> Result<Ran> {
+        if let Some(plan) = self.task.learned.plan.clone() {
+            self.hold_against_survey(&plan, Act::FollowAfterHandOver).await?;
+        }
+        Ran::nothing()
+    }
+
+    pub(super) async fn shut_down(&mut self) -> Result<Ran> {
+        let limit = Duration::from_secs(self.hand_over()?.shutdown_limit_seconds);
+        let cancel = self.cancel.clone();
+        let on = cancel.or_stop(self.shut_down_all(limit)).await?;
+        if on.is_empty() {
+            return Ran::nothing();
+        }
+        let names: Vec<&str> = on.iter().map(|(vm, _)| vm.as_str()).collect();
+        for (vm, why) in &on {
+            self.note(format!("VM {vm}: {why}"));
+        }
+        let text = format!(
+            "guests that did not shut down within {} s: {}. Wait asks them again and waits as long once more; power-off \
+             switches them off, as a power failure would; abort starts all guests again and tells the other site",
+            limit.as_secs(),
+            names.join(", ")
+        );
+        let choices = vec![Choice::Wait, Choice::PowerOff, Choice::Abort];
+        Ok(Ran::Ask(Question { text, choices, vms: on.into_iter().map(|(vm, _)| vm).collect() }))
+    }
+
+    /// Shuts all guests of the domain down. Those that are not off for certain, with the reason.
+    async fn shut_down_all(&mut self, limit: Duration) -> Result<Vec<(Name, String)>> {
+        let hypervisor = &self.world.hypervisor();
+        let named: &[Name] = match &self.record().answer {
+            Some((Choice::PowerOff, vms)) => vms,
+            _ => &[],
+        };
+        let guests = self.world.guests(self.domain()).await?;
+        let each = guests.into_iter().map(|guest| async move {
+            let vm = guest.name;
+            if hypervisor.state(&vm).await? == PowerState::Running {
+                match named.contains(&vm) {
+                    true => hypervisor.power_off(&vm).await?,
+                    false => hypervisor.shutdown(&vm, limit).await.map(drop)?,
+                }
+            }
+            if hypervisor.state(&vm).await? == PowerState::Absent {
+                return Ok(None);
+            }
+            let evidence = hypervisor.off_evidence(&vm).await?;
+            Ok((!evidence.off).then_some((vm, evidence.because)))
+        });
+        let ends: Vec<Result<Option<(Name, String)>>> =
+            futures::stream::iter(each).buffered(SIDE_BY_SIDE).collect().await;
+        let ends: Vec<Option<(Name, String)>> = ends.into_iter().collect::<Result<_>>()?;
+        Ok(ends.into_iter().flatten().collect())
+    }
+
+    pub(super) async fn drain(&mut self) -> Result<Ran> {
+        let at = self.world.drain(self.domain(), self.progress.clone()).await?;
+        self.note(format!("the final point is {}", at.segment.get()));
+        Ok(Ran::Done(Outcome::Drained { at }))
+    }
+
+    pub(super) async fn release(&mut self) -> Result<Ran> {
+        let Some(at) = self.task.learned.drained else {
+            return Err(Error::new(ErrorKind::Internal, "a domain cannot be released before it is drained"));
+        };
+        let facts = self.facts().await?;
+        if facts.owner.site != facts.site {
+            self.note(format!("site {} took domain {} before it was released", facts.owner.site, facts.domain));
+        } else if facts.owner.released.is_none() {
+            self.world.release(self.domain(), at).await?;
+        }
+        Ran::nothing()
+    }
+
+    pub(super) async fn await_taker(&mut self) -> Result<Ran> {
+        let hand_over = self.hand_over()?;
+        let deadline = self.deadline(hand_over.taken_limit_seconds);
+        loop {
+            let facts = self.facts().await?;
+            let owner = &facts.owner;
+            if owner.site != facts.site {
+                let (by, generation) = (owner.site.clone(), owner.generation);
+                self.note(format!("site {by} has domain {} as generation {}", facts.domain, generation.get()));
+                return Ok(Ran::Done(Outcome::Taken { by, generation }));
+            }
+            let refused = |why: String| Err(Error::new(ErrorKind::Refused, why));
+            if owner.released.is_none() {
+                return refused(format!("the release of domain {} was withdrawn at this site", facts.domain));
+            }
+            if facts.request.as_ref().is_some_and(|r| r.site == hand_over.to && r.withdrawn) {
+                return refused(format!("site {} does not want domain {} any more", hand_over.to, facts.domain));
+            }
+            if self.clock.now() >= deadline {
+                let text = format!(
+                    "site {} has not taken domain {}, which nobody runs now. Wait waits as long once more; abort \
+                     withdraws the release and starts the guests again",
+                    hand_over.to, facts.domain
+                );
+                return Ok(Ran::Ask(Question { text, choices: vec![Choice::Wait, Choice::Abort], vms: Vec::new() }));
+            }
+            self.wait(self.poll).await?;
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! What a runbook asks for around the start of VMs: delays, scripts, signs of life, and an operator's word.
+//!
+//! A script is run at least once: where the process is killed between its end and the entry that says so, it is run
+//! again. It is told the attempt, and what it works on, in its environment.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{Context, Ran};
+use crate::error::Result;
+use crate::failover::runbook::{OnFailure, Probe, Script, WaitFor};
+use crate::failover::task::{Choice, Question};
+use crate::failover::world::{ScriptEnd, ScriptRun};
+use crate::ids::{Name, Time};
+
+/// Longest run of one probe of a wait.
+const PROBE_LIMIT: Duration = Duration::from_secs(30);
+/// Most lines of a script's output that go into the step's log, the last ones.
+const OUTPUT_LINES: usize = 40;
+
+impl Context {
+    pub(super) async fn delay(&mut self, seconds: u64) -> Result<Ran> {
+        // Counted from when the step was begun first, so that a restart does not begin anew.
+        let began = self.record().started.unwrap_or_else(|| self.clock.now());
+        let end = Time::from_millis(began.millis().saturating_add(seconds.saturating_mul(1000)));
+        while self.clock.now() < end {
+            let left = Duration::from_millis(end.millis_since(self.clock.now()));
+            self.wait(left.min(Duration::from_secs(seconds))).await?;
+        }
+        Ran::nothing()
+    }
+
+    pub(super) async fn run_script(&mut self, script: &Script, vm: Option<&Name>) -> Result<Ran> {
+        let run = ScriptRun {
+            command: script.command.clone(),
+            environment: self.environment(&script.environment, vm),
+            limit: Duration::from_secs(script.limit_seconds),
+        };
+        let end = self.world.run_script(&run).await?;
+        self.tell(&end);
+        if end.is_success() {
+            return Ran::nothing();
+        }
+        let how = match (end.timed_out, end.code) {
+            (true, _) => format!("was killed after {} s", script.limit_seconds),
+            (false, Some(code)) => format!("ended with exit code {code}"),
+            (false, None) => "was killed".to_owned(),
+        };
+        let program = script.command.first().map_or("", String::as_str);
+        self.failed(script.on_failure, format!("script {program} {how}"), vm)
+    }
+
+    pub(super) async fn wait_for(&mut self, wait: &WaitFor, vm: &Name) -> Result<Ran> {
+        let deadline = self.deadline(wait.limit_seconds);
+        loop {
+            let (there, what) = match &wait.probe {
+                Probe::TcpPort { host, port } => (self.world.port_is_open(host, *port).await, format!("{host}:{port}")),
+                Probe::Script { command } => {
+                    let environment = self.environment(&BTreeMap::new(), Some(vm));
+                    let limit = PROBE_LIMIT.min(Duration::from_secs(wait.limit_seconds));
+                    let end =
+                        self.world.run_script(&ScriptRun { command: command.clone(), environment, limit }).await?;
+                    (end.is_success(), command.first().cloned().unwrap_or_default())
+                }
+            };
+            if there {
+                return Ran::nothing();
+            }
+            if self.clock.now() >= deadline {
+                let why = format!("VM {vm}: no sign of life from {what} within {} s", wait.limit_seconds);
+                return self.failed(wait.on_timeout, why, Some(vm));
+            }
+            self.wait(self.poll).await?;
+        }
+    }
+
+    pub(super) fn confirm(&mut self, text: String) -> Result<Ran> {
+        if self.answer() == Some(Choice::Confirm) {
+            return Ran::nothing();
+        }
+        let choices = vec![Choice::Confirm, Choice::GiveUp];
+        let text = format!("{text} (confirm goes on; give-up ends the task, and what was done stays as it is)");
+        Ok(Ran::Ask(Question { text, choices, vms: Vec::new() }))
+    }
+
+    /// What did not go well is noted, and an operator asked unless the runbook says to go on.
+    fn failed(&mut self, then: OnFailure, why: String, vm: Option<&Name>) -> Result<Ran> {
+        self.note(why.clone());
+        if then == OnFailure::Continue {
+            return Ran::nothing();
+        }
+        let text = format!(
+            "{why}; the step's log says more. Retry tries it again; skip goes on without it; give-up ends the task, and \
+             what was done stays as it is"
+        );
+        let choices = vec![Choice::Retry, Choice::Skip, Choice::GiveUp];
+        Ok(Ran::Ask(Question { text, choices, vms: vm.cloned().into_iter().collect() }))
+    }
+
+    fn tell(&mut self, end: &ScriptEnd) {
+        let lines: Vec<&str> = end.output.lines().collect();
+        let left_out = lines.len().saturating_sub(OUTPUT_LINES);
+        if left_out > 0 {
+            self.note(format!("({left_out} lines of output before these)"));
+        }
+        for line in &lines[left_out..] {
+            self.note(*line);
+        }
+    }
+
+    fn environment(&self, own: &BTreeMap<String, String>, vm: Option<&Name>) -> BTreeMap<String, String> {
+        let task = &self.task;
+        let mut all = own.clone();
+        let mut set = |name: &str, value: String| {
+            all.insert(format!("FRESHET_{name}"), value);
+        };
+        set("TASK", task.id.to_string());
+        set("KIND", task.kind.word().to_owned());
+        set("DOMAIN", task.domain.to_string());
+        set("SITE", self.world.site().to_string());
+        set("STEP", self.index.to_string());
+        set("ATTEMPT", self.record().attempts.to_string());
+        set("VM", vm.map_or_else(String::new, Name::to_string));
+        if let Some((generation, base)) = task.learned.claimed {
+            set("GENERATION", generation.get().to_string());
+            set("POINT", base.segment.get().to_string());
+        }
+        all
+    }
+}

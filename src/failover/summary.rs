@@ -1,0 +1,129 @@
+//! What a plan comes to, told before it is started: which VMs, from which point, how much, how long, and what is lost.
+//!
+//! Pure. Nothing is promised: bytes are counted, times are those bytes at a rate whose basis is named.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::facts::{Owner, PointFacts, VmFacts};
+use super::plan::FailoverPlan;
+use super::survey::{Loss, Survey};
+use super::task::TaskKind;
+use super::validate::{Act, taking_part};
+use super::words::VmStatus;
+use crate::ids::Name;
+
+/// One VM of a summary.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VmSummary {
+    /// Which.
+    pub name: Name,
+    /// Its status.
+    pub status: VmStatus,
+    /// Why it takes no part; `None` where it does.
+    pub excluded: Option<String>,
+    /// The newest point that covers it.
+    pub point: Option<PointFacts>,
+    /// Milliseconds since that point.
+    pub age_millis: Option<u64>,
+    /// Bytes that must be fetched for it.
+    pub fetch_bytes: u64,
+    /// Seconds that this takes at the rate of the summary.
+    pub seconds: Option<f64>,
+}
+
+/// What a plan comes to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The domain.
+    pub domain: Name,
+    /// What the task would do.
+    pub kind: TaskKind,
+    /// Who owns the domain, where it can be read.
+    pub owner: Option<Owner>,
+    /// Its VMs.
+    pub vms: Vec<VmSummary>,
+    /// The point to be used. A planned failover uses the owner's final point, which does not exist yet.
+    pub point: Option<PointFacts>,
+    /// Milliseconds since that point.
+    pub age_millis: Option<u64>,
+    /// Bytes to fetch for all that take part.
+    pub fetch_bytes: u64,
+    /// Seconds that this takes; `None` where no rate is known.
+    pub seconds: Option<f64>,
+    /// What the estimate rests on.
+    pub basis: String,
+    /// What will be lost; `None` where nothing is, as in a planned one.
+    pub loss: Option<Loss>,
+    /// What must be so at the other site for it to follow afterwards; empty where it was not asked for.
+    pub remote_conditions: Vec<String>,
+}
+
+impl FailoverPlan {
+    /// What it comes to, where there is what `survey` says. Sound only where [`FailoverPlan::validate`] finds no error.
+    pub fn summary(&self, survey: &Survey, act: Act) -> Summary {
+        let facts = survey.facts.as_ref();
+        let rate = survey.rate.as_ref().filter(|r| r.bytes_per_second > 0.0);
+        let seconds = |bytes: u64| rate.map(|r| bytes as f64 / r.bytes_per_second);
+        let excluded = facts.map(|f| taking_part(self, f).1).unwrap_or_default();
+        let of_vm = |vm: &VmFacts| VmSummary {
+            name: vm.name.clone(),
+            status: vm.status,
+            excluded: excluded.iter().find(|(name, _)| *name == vm.name).map(|(_, why)| why.clone()),
+            point: vm.point,
+            age_millis: vm.point.zip(facts).map(|(p, f)| f.now.millis_since(p.time)),
+            fetch_bytes: vm.fetch_bytes,
+            seconds: seconds(vm.fetch_bytes),
+        };
+        let vms: Vec<VmSummary> = facts.map(|f| f.vms.iter().map(of_vm).collect()).unwrap_or_default();
+        let fetch_bytes = vms.iter().filter(|v| v.excluded.is_none()).map(|v| v.fetch_bytes).sum();
+        let takes = act == Act::Complete || matches!(self.kind(), TaskKind::Failover | TaskKind::Failback);
+        let released = facts.is_some_and(|f| f.owner.released.is_some());
+        Summary {
+            domain: self.general.domain.clone(),
+            kind: self.kind(),
+            owner: facts.map(|f| f.owner.clone()),
+            vms,
+            point: survey.point,
+            age_millis: survey.point.zip(facts).map(|(p, f)| f.now.millis_since(p.time)),
+            fetch_bytes,
+            seconds: seconds(fetch_bytes),
+            basis: rate.map_or_else(|| "no rate was measured yet".to_owned(), |r| r.basis.clone()),
+            loss: (takes && !self.failover.planned && !released).then_some(survey.loss),
+            remote_conditions: self.remote_conditions(facts.map(|f| &f.owner.site)),
+        }
+    }
+
+    fn remote_conditions(&self, owner: Option<&Name>) -> Vec<String> {
+        let Some(remote) = &self.options.resume_remote else { return Vec::new() };
+        let site = owner.map_or_else(|| "the other site".to_owned(), |s| format!("site {s}"));
+        vec![
+            format!("{site} keeps its disks of the domain: they become the ones that follow, in place"),
+            format!(
+                "{site} has {} bytes for a replication log in {}, and nothing else uses it",
+                remote.dr.log_size,
+                remote.dr.log_store.display()
+            ),
+            format!("{site} has all networks that the settings map to"),
+            format!("{site} checks this before it hands the domain over, and refuses with the reason otherwise"),
+        ]
+    }
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.age_millis / 1000;
+        write!(f, "what was written in the last {seconds} s")?;
+        match (self.points, self.segments) {
+            (0, 0) => write!(f, " and has not reached the storage site"),
+            (points, segments) => {
+                write!(
+                    f,
+                    ", of that {points} points and {segments} segments ({} bytes) at the storage site",
+                    self.bytes
+                )
+            }
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The text of journal entries is pinned: what was kept once is read for ever.
+
+use crate::error::ErrorKind;
+use crate::failover::event::{Entry, Event, Outcome};
+use crate::failover::request::{Complete, Forget, HandOver, Request};
+use crate::failover::runbook::{Probe, Script, WaitFor};
+use crate::failover::samples::{self, name};
+use crate::failover::step::Step;
+use crate::failover::task::{Choice, Completion, Question, TaskError};
+use crate::ids::{Generation, SegmentNo, SegmentRef, Time};
+
+/// Every step but the first.
+pub(super) fn all_steps() -> Vec<Step> {
+    let script = Script {
+        command: vec!["/bin/a".into(), "b".into()],
+        environment: [("K".to_owned(), "v".to_owned())].into(),
+        limit_seconds: 9,
+        on_failure: Default::default(),
+    };
+    let vm = name("db");
+    let wait = |probe| Step::WaitFor {
+        wait: WaitFor { probe, limit_seconds: 5, on_timeout: Default::default() },
+        vm: name("db"),
+    };
+    vec![
+        Step::Rehydrate,
+        Step::PublishSettings,
+        Step::Request,
+        Step::AwaitRelease,
+        Step::Claim,
+        Step::Finish,
+        Step::Protect,
+        Step::Define,
+        Step::Delay { seconds: 5, of: "data".into() },
+        Step::RunScript { script, vm: Some(vm.clone()) },
+        Step::Start { vm },
+        wait(Probe::TcpPort { host: "db".into(), port: 5432 }),
+        wait(Probe::Script { command: vec!["/up".into()] }),
+        Step::Confirm { text: "ok?".into() },
+        Step::CleanUp,
+        Step::Follow,
+        Step::CatchUp,
+        Step::CheckSettings,
+        Step::ShutDown,
+        Step::Drain,
+        Step::Release,
+        Step::AwaitTaker,
+        Step::Undefine,
+        Step::Unfollow,
+        Step::Forget { delete_disks: true },
+    ]
+}
+
+/// One entry of every kind, and every step and outcome.
+fn all() -> Vec<Event> {
+    let at = SegmentRef::new(Generation::new(3), SegmentNo::new(17));
+    let (vm, steps) = (name("db"), all_steps());
+    let requests = vec![
+        Request::Plan(Box::new(samples::plan("shop"))),
+        Request::Complete(Box::new(Complete {
+            domain: name("shop"),
+            how: Completion::Planned,
+            point: Default::default(),
+            accept_loss: false,
+            from: Some(name("a")),
+            accept_damage: true,
+            resume_remote: None,
+            runbook: Some(Default::default()),
+        })),
+        Request::HandOver(HandOver {
+            domain: name("shop"),
+            to: name("b"),
+            shutdown_limit_seconds: 300,
+            taken_limit_seconds: 3600,
+        }),
+        Request::Forget(Forget { domain: name("shop"), delete_disks: true, accept_divergence: false }),
+    ];
+    let actor = || "anna".to_owned();
+    let log = || vec!["one".to_owned()];
+    let error = || TaskError { kind: ErrorKind::Unreachable, text: "gone".into() };
+    let mut events: Vec<Event> =
+        requests.into_iter().map(|request| Event::Submitted { request, actor: actor() }).collect();
+    let outcomes = vec![
+        Outcome::Nothing,
+        Outcome::Checked {
+            owner: name("a"),
+            generation: Generation::new(3),
+            vms: vec![vm.clone()],
+            excluded: vec![(name("web"), "why".into())],
+            plan: None,
+            steps,
+        },
+        Outcome::Rehydrated { at },
+        Outcome::Claimed { generation: Generation::new(4), base: at },
+        Outcome::Drained { at },
+        Outcome::Taken { by: name("b"), generation: Generation::new(4) },
+    ];
+    events.extend(outcomes.into_iter().map(|outcome| Event::Finished { step: 1, outcome, log: log() }));
+    let question = Question { text: "well?".into(), choices: Choice::ALL.to_vec(), vms: vec![vm] };
+    events.extend([
+        Event::Began { step: 0 },
+        Event::Failed { step: 1, error: error(), log: log() },
+        Event::Interrupted { step: 1 },
+        Event::Asked { step: 1, question, log: log() },
+        Event::Chose { choice: Choice::PowerOff, actor: actor() },
+        Event::PauseAsked { actor: actor() },
+        Event::ResumeAsked { actor: actor() },
+        Event::CancelAsked { actor: actor() },
+        Event::UndoBegan { step: 1 },
+        Event::Undone { step: 1, log: log() },
+        Event::UndoFailed { step: 1, error: error() },
+        Event::UndoOvertaken { step: 1, why: "b was first".into() },
+    ]);
+    events
+}
+
+#[test]
+fn entries_are_the_text_that_they_always_were() {
+    let kept = include_str!("entries-v1.jsonl");
+    let texts: Vec<String> = (1..)
+        .zip(all())
+        .map(|(n, event)| Entry::new(n, Time::from_millis(1_700_000_000_000), event).to_text().unwrap())
+        .collect();
+    let now = texts.join("\n") + "\n";
+    if std::env::var_os("FRESHET_WRITE_GOLDEN").is_some() {
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/src/failover/tests/entries-v1.jsonl"), &now).unwrap();
+    }
+    assert_eq!(now, kept);
+    for (line, event) in kept.lines().zip(all()) {
+        assert_eq!(Entry::from_text(line).unwrap().event, event);
+    }
+}
+
+#[test]
+fn what_is_not_known_is_refused() {
+    let good = Entry::new(1, Time::from_millis(5), Event::Began { step: 0 }).to_text().unwrap();
+    for (from, to, kind) in [
+        ("\"version\":1", "\"version\":2", ErrorKind::Unsupported),
+        ("\"began\"", "\"begun\"", ErrorKind::Damaged),
+        ("\"step\":0", "\"step\":0,\"more\":1", ErrorKind::Damaged),
+        ("\"step\":0", "\"step\":-1", ErrorKind::Damaged),
+        ("\"n\":1", "\"n\":1,\"m\":1", ErrorKind::Damaged),
+    ] {
+        let bad = good.replace(from, to);
+        assert_ne!(bad, good);
+        assert_eq!(Entry::from_text(&bad).unwrap_err().kind(), kind, "{bad}");
+    }
+}
