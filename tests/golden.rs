@@ -43,6 +43,7 @@ fn decoders_still_read_what_was_once_written() {
     assert_eq!(golden("intent"), intent());
     assert_eq!(Watermark::decode(&golden("watermark")).unwrap(), watermark());
     assert_eq!(ProtectionRecord::decode(&golden("protection")).unwrap(), protection());
+    assert_eq!(RecoverySettings::decode(&golden("recovery-settings"), DOMAIN, 2).unwrap(), recovery_settings());
 }
 
 #[test]

@@ -108,3 +108,9 @@ pub(super) fn table<const N: usize>(head: [&str; N]) -> comfy_table::Table {
     table.set_header(head);
     table
 }
+
+/// Reads `FROM=TO`.
+pub(super) fn parse_pair(text: &str) -> Result<(String, String), String> {
+    let (from, to) = text.split_once('=').ok_or("expected two words with = between them")?;
+    Ok((from.to_owned(), to.to_owned()))
+}

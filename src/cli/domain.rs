@@ -8,8 +8,9 @@ use super::context::Context;
 use super::report::Report;
 use super::units::bytes;
 use crate::control::proto::{
-    CreateDomainRequest, CutPointRequest, DeleteDomainRequest, Domain as Shown, ForgetDomainRequest, GetDomainRequest,
-    ImportAllDomainsRequest, ImportDomainRequest, ListDomainsRequest, PrepareDeleteDomainRequest, WatchDomainRequest,
+    CreateDomainRequest, CutPointRequest, DeleteDomainRequest, Domain as Shown, DomainMode, ForgetDomainRequest,
+    GetDomainRequest, ImportAllDomainsRequest, ImportDomainRequest, ListDomainsRequest, PrepareDeleteDomainRequest,
+    WatchDomainRequest,
 };
 use crate::control::{from_status, json_of, mode_words, status_words};
 use crate::error::{Error, ErrorKind, Result};
@@ -222,7 +223,11 @@ async fn delete(one: One, yes: Option<&str>) -> Result<Report> {
 
 /// A domain for people.
 fn text(d: &Shown) -> String {
-    let owner = if d.owner_site.is_empty() { "nobody yet" } else { &d.owner_site };
+    let owner = match (d.owner_site.as_str(), d.mode()) {
+        ("", DomainMode::Fenced) => "another site",
+        ("", _) => "nobody yet",
+        (site, _) => site,
+    };
     let (mode, status) = (mode_words(d.mode()), status_words(d.status()));
     let mut out = format!("{}: {mode}, {status}; owned by {owner}, generation {}\n", d.name, d.generation);
     if let Some(point) = &d.newest_point {

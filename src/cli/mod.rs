@@ -13,10 +13,13 @@ mod domain;
 mod event;
 mod exit;
 mod export;
+mod failback;
+mod failover;
 mod follow_view;
 mod hand_over;
 mod inspect;
 mod output;
+mod plan_args;
 mod points;
 mod progress_view;
 mod protect;
@@ -32,6 +35,7 @@ mod site;
 mod steering;
 mod store;
 mod store_args;
+mod task;
 mod tls_args;
 mod units;
 mod values;
@@ -83,6 +87,9 @@ enum Command {
     Vm(vm::Vm),
     Runbook(runbook::Runbook),
     Event(event::Event),
+    Task(task::Task),
+    Failover(failover::Failover),
+    Failback(failback::Failback),
 }
 
 impl Command {
@@ -106,6 +113,9 @@ impl Command {
             Command::Vm(c) => c.run(context).await,
             Command::Runbook(c) => c.run(context).await,
             Command::Event(c) => c.run(context).await,
+            Command::Task(c) => c.run(context).await,
+            Command::Failover(c) => c.run(context).await,
+            Command::Failback(c) => c.run(context).await,
         }
     }
 }

@@ -14,10 +14,16 @@ use super::looks::Looks;
 use super::settings::Settings;
 use super::stores::OpenStores;
 use super::turns::Turns;
+use super::world::SiteWorld;
 use crate::cancel::Cancel;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
+use crate::failover::{Engine, EngineSettings, HandOver, Request, TaskId, World};
+use crate::hypervisor::{ExecDriver, Hypervisor, NoHypervisor};
 use crate::ids::{Name, Time};
+
+/// Time between two looks whether another site asks for a domain.
+const ANSWER_EVERY: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// What the appliance itself does stands under this name in the events.
 const SELF: &str = "appliance";
@@ -27,8 +33,10 @@ pub struct Appliance {
     pub(crate) settings: Settings,
     pub(crate) catalog: Catalog,
     pub(crate) stores: Arc<OpenStores>,
-    pub(crate) hosting: Hosting,
-    pub(crate) looks: Looks,
+    pub(crate) hosting: Arc<Hosting>,
+    pub(crate) looks: Arc<Looks>,
+    pub(crate) world: Arc<SiteWorld>,
+    pub(crate) engine: Engine,
     pub(crate) turns: Turns,
     pub(crate) tokens: Tokens,
     pub(crate) closing: Cancel,
@@ -55,10 +63,29 @@ impl Appliance {
         });
         let catalog =
             opened.await.map_err(|e| Error::with_source(ErrorKind::Internal, "opening the catalog panicked", e))??;
+        let stores = Arc::new(OpenStores::new(catalog.clone()));
+        let (hosting, looks) = (Arc::<Hosting>::default(), Arc::<Looks>::default());
+        let hypervisor = hypervisor(&settings)?;
+        let world = Arc::new(SiteWorld::new(
+            settings.clone(),
+            catalog.clone(),
+            Arc::clone(&stores),
+            Arc::clone(&hosting),
+            Arc::clone(&looks),
+            hypervisor,
+        ));
+        let kept = EngineSettings {
+            finished_kept: usize::try_from(settings.tasks_kept).unwrap_or(usize::MAX),
+            ..EngineSettings::default()
+        };
+        let seen: Arc<dyn World> = world.clone();
+        let engine = Engine::new(Arc::new(catalog.clone()), seen, Arc::clone(&clock), kept);
         let appliance = Arc::new(Appliance {
-            stores: Arc::new(OpenStores::new(catalog.clone())),
-            hosting: Hosting::default(),
-            looks: Looks::default(),
+            stores,
+            hosting,
+            looks,
+            world,
+            engine,
             turns: Turns::default(),
             tokens: Tokens::new(settings.confirmation),
             closing,
@@ -68,6 +95,14 @@ impl Appliance {
             settings,
         });
         appliance.serve_again().await?;
+        appliance.world.follow_again().await?;
+        let recovered = appliance.engine.recover().await?;
+        let ended: Vec<TaskId> =
+            appliance.engine.tasks().iter().filter(|task| task.state.is_terminal()).map(|task| task.id).collect();
+        appliance.catalog.forget_tasks(ended, appliance.settings.tasks_kept).await?;
+        for (task, why) in &recovered.broken {
+            tracing::error!(%task, "{why}");
+        }
         if appliance.catalog.is_new() {
             let detail = "the catalog is new: where there was one, add the storage sites and import the domains";
             appliance.note(SELF, "catalog made", "", Ok(()), detail).await;
@@ -80,15 +115,56 @@ impl Appliance {
     async fn serve_again(&self) -> Result<()> {
         let known = self.catalog.call(|db| {
             let names = catalog::protected_domains(db)?;
-            let each =
-                names.into_iter().map(|name| Ok((DomainRecord::get(db, &name)?, catalog::protected(db, &name)?)));
-            each.collect::<Result<Vec<_>>>()
+            let mut out = Vec::new();
+            for name in names {
+                if catalog::parked(db, &name)?.is_none() {
+                    out.push(DomainRecord::get(db, &name)?);
+                }
+            }
+            Ok(out)
         });
-        for (record, vms) in known.await? {
-            let request = self.settings.protect_request(record.name.clone(), vms);
+        for record in known.await? {
+            // Where its disks follow the domain, it was taken from this site, or is not this site's yet.
+            if self.world.recovery(&record.name).await?.is_some_and(|recovery| recovery.follows) {
+                continue;
+            }
+            let request = self.world.protect_request(&record.name).await?;
             self.hosting.restart(&self.stores, &record.store, request)?;
         }
         Ok(())
+    }
+
+    /// Hands over, or turns down, as the settings say, whenever another site asks for a domain of this one.
+    pub(crate) async fn keep_answering(self: Arc<Appliance>) {
+        while !self.closing.is_cancelled() {
+            for (domain, hosted) in self.hosting.all() {
+                let Some(asked) = hosted.asked().await else { continue };
+                if self.engine.running(&domain).is_some() {
+                    continue;
+                }
+                let who = asked.site.to_string();
+                let done = match self.settings.failover.hands_over {
+                    true => self.begin_hand_over(&domain, asked.site).await,
+                    false => hosted.turn_down().await,
+                };
+                let told = done.as_ref().map_err(|error| error.kind().word()).copied();
+                let detail = done.as_ref().err().map(ToString::to_string).unwrap_or_default();
+                self.note(&format!("site {who}"), "asked for a domain", domain.as_str(), told, &detail).await;
+            }
+            let pause = tokio::time::sleep(ANSWER_EVERY);
+            tokio::select! { () = pause => {} () = self.closing.cancelled() => {} }
+        }
+    }
+
+    async fn begin_hand_over(&self, domain: &Name, to: Name) -> Result<()> {
+        let limits = &self.settings.failover;
+        let request = Request::HandOver(HandOver {
+            domain: domain.clone(),
+            to,
+            shutdown_limit_seconds: limits.shutdown_limit.as_secs(),
+            taken_limit_seconds: limits.taken_limit.as_secs(),
+        });
+        self.engine.submit(request, SELF).await.map(drop)
     }
 
     /// Looks at imported domains until the appliance closes.
@@ -108,6 +184,8 @@ impl Appliance {
 
     /// Ends all protections, as far as the settings' time to drain allows.
     pub(crate) async fn stop(&self) {
+        self.engine.stop().await;
+        self.world.followers().stop_all().await;
         for (domain, end) in self.hosting.end_all().await {
             match end {
                 Ok(report) if report.all_shipped => {
@@ -182,6 +260,20 @@ impl Appliance {
         }
     }
 
+    /// Refuses while a task works on a domain.
+    ///
+    /// # Errors
+    /// `Refused`, naming the task.
+    pub(crate) fn must_have_no_task(&self, domain: &Name) -> Result<()> {
+        match self.engine.running(domain) {
+            None => Ok(()),
+            Some(task) => {
+                let why = format!("task {} ({}, {}) works on domain {domain}", task.id, task.kind, task.state.word());
+                Err(Error::new(ErrorKind::Refused, format!("{why}; wait for its end, or cancel it")))
+            }
+        }
+    }
+
     /// The record of a domain.
     pub(crate) async fn domain(&self, name: &Name) -> Result<DomainRecord> {
         let which = name.clone();
@@ -213,4 +305,12 @@ fn make_private(dir: &std::path::Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.io_context(|| format!("make {}", dir.display()))
+}
+
+/// What the settings name, or one that says that they name none.
+fn hypervisor(settings: &Settings) -> Result<Arc<dyn Hypervisor>> {
+    Ok(match &settings.hypervisor {
+        Some(exec) => Arc::new(ExecDriver::new(exec.clone())?),
+        None => Arc::new(NoHypervisor),
+    })
 }

@@ -15,9 +15,12 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use super::proto::DESCRIPTORS;
 use super::proto::domain_service_client::DomainServiceClient;
 use super::proto::event_service_client::EventServiceClient;
+use super::proto::failback_service_client::FailbackServiceClient;
+use super::proto::failover_service_client::FailoverServiceClient;
 use super::proto::runbook_service_client::RunbookServiceClient;
 use super::proto::site_service_client::SiteServiceClient;
 use super::proto::store_service_client::StoreServiceClient;
+use super::proto::task_service_client::TaskServiceClient;
 use super::proto::vm_service_client::VmServiceClient;
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
 
@@ -90,6 +93,21 @@ impl Client {
     /// Runbooks.
     pub fn runbooks(&self) -> RunbookServiceClient<Channel> {
         RunbookServiceClient::new(self.channel.clone())
+    }
+
+    /// Tasks.
+    pub fn tasks(&self) -> TaskServiceClient<Channel> {
+        TaskServiceClient::new(self.channel.clone()).max_decoding_message_size(MOST_MESSAGE)
+    }
+
+    /// Failovers.
+    pub fn failover(&self) -> FailoverServiceClient<Channel> {
+        FailoverServiceClient::new(self.channel.clone()).max_decoding_message_size(MOST_MESSAGE)
+    }
+
+    /// Failbacks.
+    pub fn failback(&self) -> FailbackServiceClient<Channel> {
+        FailbackServiceClient::new(self.channel.clone()).max_decoding_message_size(MOST_MESSAGE)
     }
 
     /// Events.

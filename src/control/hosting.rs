@@ -96,6 +96,22 @@ impl Hosted {
         matches!(&*self.stage.read().await, Stage::Running(_))
     }
 
+    /// Who asks for the domain, while it is written from here.
+    pub(crate) async fn asked(&self) -> Option<crate::store::Asked> {
+        match &*self.stage.read().await {
+            Stage::Running(protection) => protection.asked(),
+            _ => None,
+        }
+    }
+
+    /// Turns down who asks for the domain.
+    pub(crate) async fn turn_down(&self) -> Result<()> {
+        match &*self.stage.read().await {
+            Stage::Running(protection) => protection.turn_down().await,
+            other => Err(Hosted::refuse(other)),
+        }
+    }
+
     /// How it stands.
     pub(crate) async fn status(&self) -> ProtectStatus {
         let mut status = match &*self.stage.read().await {

@@ -14,6 +14,7 @@
 //! | `access`, `fault`, `confirm`, `turns` | who may call; what errors look like; what is confirmed; whose turn it is |
 //! | `appliance` | what the services share, and the rules of every act |
 //! | `stores`, `looks`, `hosting`, `view` | open stores; what was seen in them; protections that run; domains as they are shown |
+//! | `world` | this site as the engine of failovers sees it |
 //! | `services` | the API's methods |
 //! | `metrics` | figures for Prometheus |
 //! | `client` | the way from a command to an appliance |
@@ -38,6 +39,7 @@ pub mod settings;
 mod stores;
 mod turns;
 mod view;
+mod world;
 
 pub use access::{ROLES, subject_of};
 pub use appliance::Appliance;

@@ -19,9 +19,12 @@ use super::metrics;
 use super::proto::DESCRIPTORS;
 use super::proto::domain_service_server::DomainServiceServer;
 use super::proto::event_service_server::EventServiceServer;
+use super::proto::failback_service_server::FailbackServiceServer;
+use super::proto::failover_service_server::FailoverServiceServer;
 use super::proto::runbook_service_server::RunbookServiceServer;
 use super::proto::site_service_server::SiteServiceServer;
 use super::proto::store_service_server::StoreServiceServer;
+use super::proto::task_service_server::TaskServiceServer;
 use super::proto::vm_service_server::VmServiceServer;
 use super::services::Services;
 use super::settings::{Settings, TlsFiles};
@@ -113,8 +116,11 @@ async fn listen_and_serve(
             server.serve_with_incoming_shutdown(incoming, async move { end.cancelled().await }).await
         });
     }
-    let background =
-        [tokio::spawn(Arc::clone(app).keep_looking()), tokio::spawn(metrics::serve(Arc::clone(app), metrics_at))];
+    let background = [
+        tokio::spawn(Arc::clone(app).keep_looking()),
+        tokio::spawn(Arc::clone(app).keep_answering()),
+        tokio::spawn(metrics::serve(Arc::clone(app), metrics_at)),
+    ];
     ready(&addresses)?;
     let ended = tokio::select! {
         () = cancel.cancelled() => Ok(()),
@@ -172,6 +178,9 @@ fn routes(
         .add_service(DomainServiceServer::new(services.clone()).max_decoding_message_size(MOST_MESSAGE))
         .add_service(VmServiceServer::new(services.clone()).max_decoding_message_size(MOST_MESSAGE))
         .add_service(RunbookServiceServer::new(services.clone()).max_decoding_message_size(MOST_MESSAGE))
+        .add_service(TaskServiceServer::new(services.clone()).max_decoding_message_size(MOST_MESSAGE))
+        .add_service(FailoverServiceServer::new(services.clone()).max_decoding_message_size(MOST_MESSAGE))
+        .add_service(FailbackServiceServer::new(services.clone()).max_decoding_message_size(MOST_MESSAGE))
         .add_service(EventServiceServer::new(services).max_decoding_message_size(MOST_MESSAGE)))
 }
 

@@ -5,9 +5,13 @@ use super::appliance::Appliance;
 use super::catalog::{DomainRecord, Origin};
 use super::looks::Look;
 use super::proto::{self, DomainMode, ProtectionStatus};
+use crate::failover::{self, World};
 use crate::ids::{Name, Time};
 use crate::protect::ProtectStatus;
 use crate::scan::DomainSummary;
+
+/// Longest wait for what is true of a domain right now.
+const FACTS_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// As the API writes a time.
 pub(crate) fn timestamp(time: Time) -> prost_types::Timestamp {
@@ -59,6 +63,39 @@ pub fn mode_words(mode: DomainMode) -> &'static str {
     }
 }
 
+/// The API's mode for that of the engine.
+fn mode_of(mode: failover::DomainMode) -> DomainMode {
+    match mode {
+        failover::DomainMode::Protected => DomainMode::Protected,
+        failover::DomainMode::Imported => DomainMode::Imported,
+        failover::DomainMode::FailoverInProgress => DomainMode::FailoverInProgress,
+        failover::DomainMode::ContinuousRehydrationInProgress => DomainMode::ContinuousRehydrationInProgress,
+        failover::DomainMode::RunningInFailover => DomainMode::RunningInFailover,
+        failover::DomainMode::FailbackInProgress => DomainMode::FailbackInProgress,
+        failover::DomainMode::TestFailoverInProgress => DomainMode::TestFailoverInProgress,
+        failover::DomainMode::Fenced => DomainMode::Fenced,
+    }
+}
+
+fn follow_of(follow: &failover::FollowFacts, now: Time) -> proto::Follow {
+    let point = |point: Option<failover::PointFacts>| {
+        point.map(|point| proto::Point {
+            number: point.at.segment.get(),
+            time: Some(timestamp(point.time)),
+            age_ms: now.millis_since(point.time),
+        })
+    };
+    proto::Follow {
+        running: follow.running,
+        landed: point(follow.landed),
+        applied: point(follow.applied),
+        caught_up: follow.caught_up,
+        done_bytes: follow.done.0,
+        total_bytes: follow.done.1,
+        problem: follow.problem.clone().unwrap_or_default(),
+    }
+}
+
 /// Of all VMs together: the worst, but where some are recoverable it says so.
 fn together(vms: &[proto::Vm]) -> ProtectionStatus {
     let good = vms.iter().filter(|vm| vm.status() == ProtectionStatus::Recoverable).count();
@@ -92,7 +129,32 @@ impl Appliance {
             }
             None => self.fill_looked(&mut view, record, look.as_ref()),
         }
+        self.fill_facts(&mut view, record).await;
         view
+    }
+
+    /// From what the engine would act on, where there is more than a look tells: a task, disks that follow or are here.
+    async fn fill_facts(&self, view: &mut proto::Domain, record: &DomainRecord) {
+        let task = self.engine.running(&record.name);
+        if let Some(task) = &task {
+            view.task_id = task.id.to_string();
+        }
+        let here = self.world.recovery(&record.name).await.is_ok_and(|recovery| recovery.is_some());
+        let name = record.name.clone();
+        let protects = async { self.catalog.call(move |db| super::catalog::protected(db, &name)).await };
+        let idle = self.hosting.get(&record.name).is_none();
+        if task.is_none() && !here && !(idle && protects.await.is_ok_and(|vms| !vms.is_empty())) {
+            return;
+        }
+        match tokio::time::timeout(FACTS_WITHIN, self.world.facts(&record.name)).await {
+            Ok(Ok(facts)) => {
+                view.follow = facts.follow.as_ref().map(|follow| follow_of(follow, facts.now));
+                view.set_mode(mode_of(failover::DomainMode::of(&facts, task.map(|task| task.kind))));
+            }
+            // What is not known now is shown as of the last look.
+            Ok(Err(error)) => view.problems.push(error.to_string()),
+            Err(_) => view.problems.push("the storage site does not answer in time".to_owned()),
+        }
     }
 
     /// From the protection that runs here.

@@ -134,6 +134,11 @@ impl VmStatus {
         }
     }
 
+    /// The one of this word.
+    pub fn from_word(word: &str) -> Option<VmStatus> {
+        VmStatus::ALL.into_iter().find(|status| status.word() == word)
+    }
+
     /// The status of a domain with VMs of these statuses: the one that all have; `Partially Recoverable` where only
     /// some are recoverable; else the worst. `Unprotected` where there are none.
     pub fn of_domain(vms: &[VmStatus]) -> VmStatus {

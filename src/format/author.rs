@@ -8,7 +8,7 @@ use crate::ids::{Name, WriterId};
 use super::decode_error::{DecodeError, DecodeResult};
 
 /// Bytes of the field that holds a name.
-const NAME_FIELD_LEN: usize = 256;
+pub(super) const NAME_FIELD_LEN: usize = 256;
 /// Bytes of the field that holds a host's name.
 const HOST_FIELD_LEN: usize = 64;
 
@@ -61,7 +61,7 @@ impl Author {
 }
 
 /// `text` in a field of `N` bytes, filled up with zeros, and its length. Longer text is cut at a character.
-fn put_text<const N: usize>(text: &str) -> Text<N> {
+pub(super) fn put_text<const N: usize>(text: &str) -> Text<N> {
     let len = text.floor_char_boundary(N);
     let mut field = [0; N];
     field[..len].copy_from_slice(&text.as_bytes()[..len]);
@@ -80,7 +80,7 @@ fn take_text<'a, const N: usize>(what: &'static str, field: &'a [u8; N], len: u1
 }
 
 /// The name in a field.
-fn take_name(what: &'static str, field: &[u8; NAME_FIELD_LEN], len: u16) -> DecodeResult<Name> {
+pub(super) fn take_name(what: &'static str, field: &[u8; NAME_FIELD_LEN], len: u16) -> DecodeResult<Name> {
     Name::new(take_text(what, field, len)?).map_err(|e| DecodeError::value(what, e.to_string()))
 }
 

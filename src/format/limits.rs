@@ -3,8 +3,8 @@
 //! The numbers themselves stand with the format that they belong to; this is only their list.
 
 use super::{
-    catalogue, frame, hydration, index, intent, log, manifest, map_page, owner, point, protection, segment, status,
-    watermark,
+    catalogue, frame, hydration, index, intent, log, manifest, map_page, owner, point, protection, recovery_settings,
+    segment, status, watermark,
 };
 
 /// Name in code and document, and value (bytes, or a count where the name does not end in `LEN`, `SPAN` or `GRANULE`).
@@ -27,6 +27,8 @@ pub fn limits() -> Vec<(&'static str, u64)> {
         ("MAX_POINTS", manifest::MAX_POINTS as u64),
         ("OWNER_RECORD_LEN", owner::OWNER_RECORD_LEN as u64),
         ("STATUS_LEN", status::STATUS_LEN as u64),
+        ("MAX_RECOVERY_SETTINGS_TEXT", recovery_settings::MAX_RECOVERY_SETTINGS_TEXT as u64),
+        ("MAX_RECOVERY_SETTINGS_LEN", recovery_settings::MAX_RECOVERY_SETTINGS_LEN),
         ("LOG_BLOCK", log::LOG_BLOCK),
         ("LOG_RING_START", log::LOG_RING_START),
         ("MAX_LOG_LEN", log::MAX_LOG_LEN),

@@ -50,6 +50,9 @@ pub const INTENT_PAGE: Magic = magic(b"FRSHintp", 1, "write-intent page");
 /// Protection record.
 pub const PROTECTION: Magic = magic(b"FRSHprot", 1, "protection record");
 
+/// Recovery settings.
+pub const RECOVERY_SETTINGS: Magic = magic(b"FRSHrset", 1, "recovery settings");
+
 /// Every magic, for telling what a file is.
 pub const ALL: &[Magic] = &[
     SEGMENT,
@@ -67,4 +70,5 @@ pub const ALL: &[Magic] = &[
     INTENT,
     INTENT_PAGE,
     PROTECTION,
+    RECOVERY_SETTINGS,
 ];

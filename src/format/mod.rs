@@ -27,6 +27,7 @@ mod parts;
 mod point;
 mod protection;
 mod recode;
+mod recovery_settings;
 mod segment;
 #[cfg(test)]
 mod segment_tests;
@@ -61,6 +62,7 @@ pub use parts::Parts;
 pub use point::{Point, PointFlags};
 pub use protection::{MAX_PROTECTION_LEN, ProtectionRecord};
 pub use recode::{recode, recognise};
+pub use recovery_settings::{MAX_RECOVERY_SETTINGS_LEN, MAX_RECOVERY_SETTINGS_TEXT, RecoverySettings};
 pub use segment::{
     MAX_SEGMENT_LEN, SEGMENT_FOOTER_LEN, SEGMENT_HEADER_LEN, Seal, SealedSegment, Segment, SegmentBuilder,
     SegmentFooter, SegmentHeader, VerifiedSegment, verify_segment,
@@ -89,6 +91,7 @@ pub fn layouts() -> Vec<Layout> {
         LogRecord::layout(),
         owner::OwnerFields::layout(),
         status::StatusFields::layout(),
+        recovery_settings::RecoverySettingsHeader::layout(),
         IntentHeader::layout(),
         IntentPage::layout(),
     ]

@@ -11,6 +11,7 @@ use super::manifest::Manifest;
 use super::map_page::MapPage;
 use super::owner::OwnerRecord;
 use super::protection::ProtectionRecord;
+use super::recovery_settings::RecoverySettings;
 use super::segment::{SEGMENT_HEADER_LEN, Segment, SegmentFooter};
 use super::status::Status;
 use super::watermark::Watermark;
@@ -43,6 +44,7 @@ pub fn recode(bytes: &[u8]) -> DecodeResult<Vec<u8>> {
         magic::WATERMARK => Ok(Watermark::decode(bytes)?.encode()),
         magic::INTENT => intent::recode(bytes),
         magic::INTENT_PAGE => Ok(IntentPage::decode(bytes)?.encode().to_vec()),
+        magic::RECOVERY_SETTINGS => RecoverySettings::decode_any(bytes)?.encode(),
         magic::PROTECTION => Ok(ProtectionRecord::decode(bytes)?.encode()),
         other => Err(DecodeError::value(other.what, "has no meaning outside its segment")),
     }

@@ -9,10 +9,12 @@
 mod exec;
 #[cfg(test)]
 mod exec_tests;
+mod none;
 mod spec;
 mod subprocess;
 
 pub use exec::{EXEC_VERSION, ExecDriver, ExecSettings, MAX_ANSWER};
+pub use none::NoHypervisor;
 pub use spec::{DiskSpec, NicSpec, OffEvidence, PowerState, VmEntry, VmSpec};
 pub use subprocess::{COMMAND_PATH, CommandEnd, RunCommand};
 

@@ -10,8 +10,8 @@ use crate::error::Result;
 use crate::format::magic::{self, Magic};
 use crate::format::{
     Author, Catalogue, DecodeError, DecodeResult, HydrationMap, MAX_HYDRATION_LEN, MAX_INTENT_LEN, MAX_MANIFEST_LEN,
-    MAX_PAGE_LEN, MAX_PROTECTION_LEN, MAX_WATERMARK_LEN, Manifest, MapPage, OWNER_RECORD_LEN, OwnerKind, OwnerRecord,
-    ProtectionRecord, STATUS_LEN, Status, Watermark,
+    MAX_PAGE_LEN, MAX_PROTECTION_LEN, MAX_RECOVERY_SETTINGS_LEN, MAX_WATERMARK_LEN, Manifest, MapPage,
+    OWNER_RECORD_LEN, OwnerKind, OwnerRecord, ProtectionRecord, RecoverySettings, STATUS_LEN, Status, Watermark,
 };
 use crate::store::keys::ObjectKey;
 
@@ -22,6 +22,7 @@ pub(super) async fn object(kind: Magic, from: &Source, report: &mut InspectRepor
         magic::MANIFEST => MAX_MANIFEST_LEN,
         magic::OWNER => OWNER_RECORD_LEN as u64,
         magic::STATUS => STATUS_LEN as u64,
+        magic::RECOVERY_SETTINGS => MAX_RECOVERY_SETTINGS_LEN,
         magic::HYDRATION => MAX_HYDRATION_LEN,
         magic::WATERMARK => MAX_WATERMARK_LEN,
         magic::INTENT => MAX_INTENT_LEN,
@@ -48,6 +49,7 @@ fn facts(kind: Magic, bytes: &Bytes, key: Option<ObjectKey>, report: &mut Inspec
         magic::MANIFEST => manifest(&Manifest::decode_any(bytes)?, report),
         magic::OWNER => owner(&OwnerRecord::decode_any(bytes)?, report),
         magic::STATUS => status(&Status::decode(bytes)?, report),
+        magic::RECOVERY_SETTINGS => recovery_settings(&RecoverySettings::decode_any(bytes)?, report),
         magic::INTENT => return super::intent::intent(bytes, report),
         magic::HYDRATION => return hydration(&HydrationMap::decode(bytes)?, report),
         magic::PROTECTION => return protection(&ProtectionRecord::decode(bytes)?, report),
@@ -145,6 +147,15 @@ fn owner(record: &OwnerRecord, report: &mut InspectReport) -> ObjectKey {
         OwnerKind::Floor { segment } => report.show("floor", segment),
     }
     ObjectKey::Owner(record.n)
+}
+
+fn recovery_settings(settings: &RecoverySettings, report: &mut InspectReport) -> ObjectKey {
+    report.show("domain", settings.domain);
+    report.fact("number", settings.n);
+    report.show("site", &settings.site);
+    report.show("at", settings.at);
+    report.fact("text", settings.text.as_str());
+    ObjectKey::RecoverySettings(settings.n)
 }
 
 fn status(status: &Status, report: &mut InspectReport) -> ObjectKey {

@@ -66,6 +66,7 @@ pub use hand_over::{HandOverOptions, HandedOver};
 pub(crate) use memory::SiteMemory;
 pub use observer::Observer;
 pub use protection::Protection;
+pub(crate) use protection::export_name;
 pub use rehydrated::{RehydratedDisks, rehydrated_disks};
 pub use report::{
     DiskStatus, DivergedDiskStatus, DivergedStatus, ProtectReport, ProtectStatus, Requests, SyncStatus, VmStatus,

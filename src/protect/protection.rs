@@ -181,6 +181,7 @@ impl Protection {
 
     /// The outer error is about who may write, the inner one about what came after that.
     async fn try_claim(&mut self) -> Result<Result<()>> {
+        self.must_be_there().await?;
         let options = self.how_to_start().await?;
         let (site, request) = (&self.site, &self.request);
         let writer = DomainWriter::start(site, &request.domain, &request.site, options).await?;
@@ -210,6 +211,23 @@ impl Protection {
             Err(error) => return Ok(Err(error)),
         }
         Ok(self.start_capture().await)
+    }
+
+    /// A domain that was protected here is not made anew where there is none: the storage site is another one than it was,
+    /// or nothing is mounted at its place.
+    async fn must_be_there(&self) -> Result<()> {
+        let Some(known) = self.memory.lock().await.record().map(|record| record.domain) else { return Ok(()) };
+        match Domain::open(&self.site, &self.request.domain).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let (url, name) = (self.site.url(), &self.request.domain);
+                let why = format!("storage site {url} has no domain {name}, which was protected here as {known}");
+                let advice =
+                    "is it the right place, and mounted? Where the domain was deleted, remove its state directory";
+                let dir = self.state_dir();
+                Err(Error::new(ErrorKind::Unreachable, format!("{why}: {advice} {}", dir.display())))
+            }
+            opened => opened.map(drop),
+        }
     }
 
     /// How the domain is claimed: as ours, or taken over where that is asked for. Over rehydrated disks that is from the point

@@ -6,6 +6,7 @@
 //! <domain>/maps/<disk-id>/<page>/<generation>/<segment>
 //! <domain>/manifests/<generation>/<segment>
 //! <domain>/status
+//! <domain>/recovery-settings/<n>
 //! ```
 //!
 //! Pure text, no I/O. `<domain>` is [`Name::key`], so that no name leaves its folder. Numbers have twelve decimal
@@ -76,6 +77,11 @@ pub fn status(domain: &Name) -> String {
     format!("{}/status", domain.key())
 }
 
+/// Key of recovery settings `n`; the first is 1.
+pub fn recovery_settings(domain: &Name, n: u64) -> String {
+    format!("{}/recovery-settings/{n:0DIGITS$}", domain.key())
+}
+
 fn numbers(at: SegmentRef) -> String {
     format!("{:0DIGITS$}/{:0DIGITS$}", at.generation.get(), at.segment.get())
 }
@@ -100,6 +106,8 @@ pub enum ObjectKey {
     Manifest(SegmentRef),
     /// The domain's status.
     Status,
+    /// Recovery settings.
+    RecoverySettings(u64),
 }
 
 impl ObjectKey {
@@ -111,6 +119,7 @@ impl ObjectKey {
             ObjectKey::MapPage { disk, page, at } => map_page(domain, disk, page, at),
             ObjectKey::Manifest(at) => manifest(domain, at),
             ObjectKey::Status => status(domain),
+            ObjectKey::RecoverySettings(n) => recovery_settings(domain, n),
         }
     }
 
@@ -129,6 +138,7 @@ impl ObjectKey {
                 ObjectKey::MapPage { disk, page, at: segment_ref(&mut parts)? }
             }
             "status" => ObjectKey::Status,
+            "recovery-settings" => ObjectKey::RecoverySettings(number(parts.next()?)?),
             _ => return None,
         };
         parts.next().is_none().then_some((domain, object))
@@ -168,6 +178,7 @@ mod tests {
             ObjectKey::MapPage { disk, page: 0, at: at(1, MAX_NUMBER) },
             ObjectKey::Manifest(at(2, 5)),
             ObjectKey::Status,
+            ObjectKey::RecoverySettings(1),
         ];
         for domain in ["prod", "a/b", "..", "web server", "ünï", "status", "owner"].map(name) {
             for object in all {
@@ -190,6 +201,7 @@ mod tests {
             "d/maps/abababab-abab-abab-abab-abababababab/000000000002/000000000003/000000000017"
         );
         assert_eq!(status(&d), "d/status");
+        assert_eq!(recovery_settings(&d, 12), "d/recovery-settings/000000000012");
         assert!(segment(&d, at(3, 17)).starts_with(&segment_prefix(&d, Generation::new(3))));
         assert!(manifest(&d, at(3, 17)).starts_with(&manifest_generation_prefix(&d, Generation::new(3))));
         assert!(manifest(&d, at(3, 17)).starts_with(&manifest_prefix(&d)));

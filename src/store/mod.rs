@@ -52,6 +52,7 @@ mod pool;
 mod prefix;
 mod probe;
 mod process;
+mod recovery_settings;
 mod reread;
 mod retry;
 mod seat;

@@ -136,8 +136,8 @@ impl Domain {
     /// Number and bytes of the segments after `base` that count or could be inherited.
     async fn after(&self, base: SegmentRef) -> Result<(u64, u64)> {
         let (mut segments, mut bytes) = (0, 0);
-        for generation in self.ownership().generations().iter().filter(|g| g.base.is_some()) {
-            if generation.generation < base.generation {
+        for generation in self.ownership().generations() {
+            if generation.base.is_none() || generation.generation < base.generation {
                 continue;
             }
             let from = keys::segment(self.name(), SegmentRef::new(generation.generation, base.segment));

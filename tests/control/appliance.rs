@@ -48,7 +48,7 @@ impl Place {
     pub(crate) fn settings(&self, site: &str, more: &str) -> PathBuf {
         let at = |what: &str| self.path(&format!("{site}-{what}")).display().to_string();
         let text = format!(
-            "site = \"{site}\"\nstate = \"{}\"\n[protect]\nsocket_dir = \"{}\"\nmemory = \"128MiB\"\nlog_size = \"64MiB\"\n\
+            "site = \"{site}\"\nstate = \"{}\"\n[protect]\nsocket_dir = \"{}\"\nmemory = \"128MiB\"\nlog_size = \"64MiB\"\nconnections = 16\n\
              segment_age = \"50ms\"\n[stores]\nlook_every = \"1s\"\n[listen]\nsocket = \"{}\"\n{more}",
             at("state"),
             at("nbd"),

@@ -6,6 +6,7 @@ mod catalog;
 mod certs;
 mod destroy;
 mod docs;
+mod failovers;
 mod figures;
 mod flow;
 mod hostile;

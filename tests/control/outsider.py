@@ -22,7 +22,7 @@ class Appliance:
     def services(self):
         return [s for s in self.database.get_services() if s.startswith("freshet.v1.")]
 
-    def call(self, service, method, stream=False, **fields):
+    def call(self, service, method, /, stream=False, **fields):
         found = self.pool.FindServiceByName(service).FindMethodByName(method)
         ask = message_factory.GetMessageClass(found.input_type)
         answer = message_factory.GetMessageClass(found.output_type)
@@ -34,7 +34,7 @@ class Appliance:
         )
         return stub(ask(**fields), timeout=60)
 
-    def ask(self, service, method, **more):
+    def ask(self, service, method, /, **more):
         return self.call(f"freshet.v1.{service}Service", method, **more)
 
 

@@ -24,6 +24,7 @@ mod raw_client;
 mod rehydrated;
 mod restarts;
 mod rivals;
+mod round_trips;
 mod stores;
 mod tls;
 

@@ -111,6 +111,12 @@ pub(crate) fn base() -> OwnerRecord {
     owner(OwnerKind::Base { generation: Generation::new(4), last: at(3, 17), digest: Digest([5; 16]) })
 }
 
+pub(crate) fn recovery_settings() -> RecoverySettings {
+    let text = "{\"failover\":{\"datastore\":\"/srv/recovered\"}}".to_owned();
+    let site = Name::new("harbour").unwrap();
+    RecoverySettings { domain: DOMAIN, n: 2, site, at: Time::from_millis(1_700_000_000_000), nonce: [6; 16], text }
+}
+
 pub(crate) fn status() -> Status {
     Status {
         domain: DOMAIN,
@@ -220,6 +226,7 @@ pub(crate) fn pinned() -> Vec<(&'static str, Vec<u8>)> {
         ("watermark", watermark().encode()),
         ("intent", intent()),
         ("protection", protection().encode()),
+        ("recovery-settings", recovery_settings().encode().unwrap()),
     ]
 }
 

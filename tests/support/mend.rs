@@ -21,6 +21,7 @@ fn layout_of(magic: Magic) -> &'static str {
         magic::INTENT => "IntentHeader",
         magic::INTENT_PAGE => "IntentPage",
         magic::PROTECTION => "ProtectionHeader",
+        magic::RECOVERY_SETTINGS => "RecoverySettingsHeader",
         other => panic!("no header begins with {other:?}"),
     }
 }

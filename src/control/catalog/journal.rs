@@ -50,3 +50,62 @@ impl Journal for Catalog {
         })
     }
 }
+
+impl Catalog {
+    /// Lets go of the oldest of the tasks `ended`, so that `keep` of them stay. Tasks of version 7 sort by their age.
+    pub(crate) async fn forget_tasks(&self, mut ended: Vec<TaskId>, keep: u64) -> Result<usize> {
+        ended.sort_unstable();
+        let keep = usize::try_from(keep).unwrap_or(usize::MAX);
+        ended.truncate(ended.len().saturating_sub(keep));
+        self.call(move |db| {
+            for task in &ended {
+                for sql in ["DELETE FROM journal WHERE task = ?1", "DELETE FROM request WHERE task = ?1"] {
+                    db.execute(sql, [task.to_string()]).map_err(|e| failed("clear the journal", e))?;
+                }
+            }
+            Ok(ended.len())
+        })
+        .await
+    }
+
+    /// The task that a request id was used for; `None` where it was not.
+    ///
+    /// # Errors
+    /// `Refused` where it was used for another request.
+    pub(crate) async fn task_of_request(&self, request: &str, digest: &str) -> Result<Option<TaskId>> {
+        let (request, digest) = (request.to_owned(), digest.to_owned());
+        self.call(move |db| {
+            let sql = "SELECT task, digest FROM request WHERE id = ?1";
+            let found: Option<(String, String)> = db
+                .query_row(sql, [&request], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()
+                .map_err(|e| failed("read the requests", e))?;
+            match found {
+                Some((_, other)) if other != digest => {
+                    Err(Error::new(ErrorKind::Refused, format!("request id {request} was used for another request")))
+                }
+                Some((task, _)) => Ok(TaskId::parse(&task)),
+                None => Ok(None),
+            }
+        })
+        .await
+    }
+
+    /// Notes what a request id was used for.
+    pub(crate) async fn note_request(
+        &self,
+        request: &str,
+        digest: &str,
+        task: TaskId,
+        at: crate::ids::Time,
+    ) -> Result<()> {
+        let (request, digest) = (request.to_owned(), digest.to_owned());
+        self.call(move |db| {
+            let sql = "INSERT INTO request (id, task, digest, at) VALUES (?1, ?2, ?3, ?4)";
+            db.execute(sql, (&request, task.to_string(), &digest, millis(at)))
+                .map_err(|e| failed("write a request", e))?;
+            Ok(())
+        })
+        .await
+    }
+}

@@ -19,6 +19,7 @@ mod disks;
 mod domains;
 mod events;
 mod journal;
+mod recoveries;
 mod runbooks;
 mod schema;
 mod stores;
@@ -37,6 +38,7 @@ pub(crate) use disks::{protect, protected, protected_domains, unprotect, unprote
 pub(crate) use domains::{DomainRecord, Origin};
 pub(crate) use events::cut;
 pub(crate) use events::{EventPage, EventRecord};
+pub(crate) use recoveries::{Recovery, park, parked, unpark};
 pub(crate) use runbooks::{RunbookKind, RunbookRecord};
 pub(crate) use stores::StoreRecord;
 

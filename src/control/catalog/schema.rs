@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 const APPLICATION: i64 = 0x4652_5348;
 
 /// What leads from version n to n + 1. Reasons stand beside each.
-const STEPS: [&str; 1] = [
+const STEPS: [&str; 2] = [
     // 1: the first.
     "CREATE TABLE site (one INTEGER PRIMARY KEY CHECK (one = 1), name TEXT NOT NULL, catalog TEXT NOT NULL,
         created INTEGER NOT NULL) STRICT;
@@ -32,6 +32,11 @@ const STEPS: [&str; 1] = [
      CREATE TABLE event (number INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, actor TEXT NOT NULL,
         action TEXT NOT NULL, subject TEXT NOT NULL, outcome TEXT NOT NULL, detail TEXT NOT NULL) STRICT;
      CREATE INDEX event_subject ON event (subject, number);",
+    // 2: recoveries, and protections that were handed over.
+    "CREATE TABLE recovery (domain TEXT PRIMARY KEY REFERENCES domain (name) ON DELETE CASCADE, plan TEXT NOT NULL,
+        follows INTEGER NOT NULL CHECK (follows IN (0, 1))) STRICT;
+     CREATE TABLE parked (domain TEXT PRIMARY KEY REFERENCES domain (name) ON DELETE CASCADE, generation INTEGER NOT NULL,
+        segment INTEGER NOT NULL) STRICT;",
 ];
 
 /// The version that this program writes.

@@ -172,3 +172,31 @@ async fn events_are_bounded_and_come_newest_first_by_pages() {
     let odd: Vec<u64> = page(Some("odd"), Some(200), 3).iter().map(|e| e.number).collect();
     assert_eq!(odd, [198, 196, 194]);
 }
+
+#[tokio::test]
+async fn the_journal_keeps_entries_once_without_gaps_after_a_restart_and_lets_the_oldest_tasks_go() {
+    use crate::failover::{Entry, Event, Journal, TaskId};
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = open(dir.path()).unwrap();
+    let ids: Vec<TaskId> = (1..=3).map(|ms| TaskId::new(Time::from_millis(ms))).collect();
+    let began = |n, step| Entry::new(n, Time::from_millis(5), Event::Began { step });
+    for id in &ids {
+        assert_eq!(catalog.append(*id, &began(1, 0)).unwrap(), 1);
+    }
+    assert_eq!(catalog.append(ids[0], &began(1, 0)).unwrap(), 1);
+    for wrong in [began(1, 7), began(3, 0), began(0, 0)] {
+        assert_eq!(catalog.append(ids[0], &wrong).unwrap_err().kind(), ErrorKind::Internal);
+    }
+    catalog.append(ids[0], &began(2, 1)).unwrap();
+    catalog.note_request("r", "x", ids[0], Time::from_millis(1)).await.unwrap();
+    drop(catalog);
+
+    let catalog = open(dir.path()).unwrap();
+    let all = [(ids[0], began(1, 0)), (ids[0], began(2, 1)), (ids[1], began(1, 0)), (ids[2], began(1, 0))];
+    assert_eq!(catalog.load().unwrap(), all);
+    assert_eq!(catalog.task_of_request("r", "x").await.unwrap(), Some(ids[0]));
+    assert_eq!(catalog.task_of_request("r", "other").await.unwrap_err().kind(), ErrorKind::Refused);
+    assert_eq!(catalog.forget_tasks(ids.clone(), 2).await.unwrap(), 1);
+    assert_eq!(catalog.load().unwrap(), all[2..]);
+    assert_eq!(catalog.task_of_request("r", "x").await.unwrap(), None);
+}

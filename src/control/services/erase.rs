@@ -19,6 +19,7 @@ use crate::store::{DomainWriter, Inventory, StartOptions, erase};
 /// # Errors
 /// `Refused`, saying what.
 pub(super) async fn must_be_idle(app: &Appliance, name: &Name) -> Done<()> {
+    app.must_have_no_task(name)?;
     if app.hosting.get(name).is_some() || protects(app, name).await? {
         return Err(Fault::refused(format!("VMs of domain {name} are protected here; unprotect them first")));
     }

@@ -2,13 +2,16 @@
 //!
 //! What changes something goes through [`Appliance::act`]: carried out to its end though the caller goes, and written down.
 
+mod convert;
 mod domains;
 mod erase;
 mod events;
+mod failover;
 mod fields;
 mod runbooks;
 mod site;
 mod stores;
+mod tasks;
 mod vms;
 
 use std::pin::Pin;

@@ -6,14 +6,14 @@ use tonic::{Request, Response, Status};
 
 use super::{Services, caller, fields};
 use crate::control::appliance::Appliance;
-use crate::control::catalog::{DomainRecord, RunbookKind as Kind, RunbookRecord};
+use crate::control::catalog::{self, DomainRecord, RunbookKind as Kind, RunbookRecord};
 use crate::control::fault::{Done, Fault};
 use crate::control::proto::runbook_service_server::RunbookService;
 use crate::control::proto::{
     GetRunbookRequest, GetRunbookResponse, Runbook, RunbookKind, SetRunbookRequest, SetRunbookResponse,
 };
 use crate::control::view::timestamp;
-use crate::failover;
+use crate::failover::{self, Severity};
 use crate::ids::Name;
 
 /// Longest text of a runbook in bytes.
@@ -60,12 +60,35 @@ fn shown(domain: &Name, kind: RunbookKind, found: Option<RunbookRecord>) -> Runb
     runbook
 }
 
-/// Reads the text of a runbook.
+/// The VMs that a runbook of a domain can speak of: those that are protected here, or were seen in its store.
+async fn vms_of(app: &Appliance, record: &DomainRecord) -> Done<Vec<Name>> {
+    let which = record.name.clone();
+    let protected = app.catalog.call(move |db| catalog::protected(db, &which)).await?;
+    let mut names: Vec<Name> = protected.into_iter().map(|vm| vm.name).collect();
+    if let Some(look) = app.looks.last(&record.name)
+        && let Ok(summary) = look.found
+    {
+        names.extend(summary.catalogue.vms.iter().map(|vm| vm.name.clone()));
+    }
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// Reads the text of a runbook, and checks it where the domain has `vms`.
 ///
 /// # Errors
-/// `Invalid`, with where it is wrong.
-pub(super) fn read(text: &str) -> Done<failover::Runbook> {
-    toml::from_str(text).map_err(|e| Fault::field("text", e.to_string().trim_end()))
+/// `Invalid` with everything that is wrong.
+pub(super) fn read(text: &str, vms: &[Name]) -> Done<failover::Runbook> {
+    let runbook: failover::Runbook =
+        toml::from_str(text).map_err(|e| Fault::field("text", e.to_string().trim_end()))?;
+    let findings = runbook.findings(vms);
+    let wrong: Vec<String> =
+        findings.iter().filter(|found| found.severity == Severity::Error).map(ToString::to_string).collect();
+    match wrong.is_empty() {
+        true => Ok(runbook),
+        false => Err(Fault::field("text", format!("{} problems:\n  {}", wrong.len(), wrong.join("\n  ")))),
+    }
 }
 
 async fn set(app: &Appliance, by: String, asked: SetRunbookRequest) -> Done<Runbook> {
@@ -73,11 +96,24 @@ async fn set(app: &Appliance, by: String, asked: SetRunbookRequest) -> Done<Runb
     if asked.text.len() > MOST_TEXT {
         return Err(Fault::field("text", format!("{} bytes, at most {MOST_TEXT}", asked.text.len())));
     }
-    app.domain(&domain).await?;
+    let record = app.domain(&domain).await?;
     if !asked.text.is_empty() {
-        read(&asked.text)?;
+        read(&asked.text, &vms_of(app, &record).await?)?;
     }
     let (which, expected, new) = (domain.clone(), asked.expected_revision, (asked.text.clone(), app.now(), by));
     let set = app.catalog.call(move |db| RunbookRecord::set(db, &which, kind, expected, new)).await?;
     Ok(shown(&domain, asked.kind(), Some(set)))
+}
+
+/// The runbook of a domain, read; `None` where none is set.
+pub(super) async fn kept(app: &Appliance, domain: &Name, kind: Kind) -> Done<Option<failover::Runbook>> {
+    let which = domain.clone();
+    let found = app.catalog.call(move |db| RunbookRecord::find(db, &which, kind)).await?;
+    match found.filter(|found| !found.text.is_empty()) {
+        // Against the VMs it is checked with the plan.
+        Some(found) => toml::from_str(&found.text).map(Some).map_err(|e| {
+            Fault::refused(format!("the {} runbook of {domain} cannot be read any more: {e}", kind.word()))
+        }),
+        None => Ok(None),
+    }
 }

@@ -123,6 +123,7 @@ fn inside(allowed: &[PathBuf], path: &Path, who: &str) -> Result<(), Error> {
 async fn protect(app: &Arc<Appliance>, caller: &Caller, asked: &ProtectVmRequest) -> Done<Vm> {
     let (domain, vm) = (fields::name("domain", &asked.domain)?, fields::vm(asked)?);
     let _turn = app.turns.take(&domain, &format!("{} protects {}", caller.name, vm.name)).await?;
+    app.must_have_no_task(&domain)?;
     let record = app.domain(&domain).await?;
     may_use(app, caller, &vm.disks).await?;
     if let Some(there) = known(app, &domain).await?.into_iter().find(|there| there.name == vm.name) {
@@ -172,6 +173,7 @@ fn missing(domain: &Name, what: &str) -> Fault {
 async fn unprotect(app: &Arc<Appliance>, by: &str, asked: &UnprotectVmRequest) -> Done<UnprotectVmResponse> {
     let (domain, vm) = (fields::name("domain", &asked.domain)?, fields::name("vm", &asked.vm)?);
     let _turn = app.turns.take(&domain, &format!("{by} unprotects {vm}")).await?;
+    app.must_have_no_task(&domain)?;
     let record = app.domain(&domain).await?;
     let known = known(app, &domain).await?;
     let Some(found) = known.iter().find(|one| one.name == vm) else {
@@ -215,6 +217,7 @@ async fn add_disk(app: &Arc<Appliance>, caller: &Caller, asked: &AddDiskRequest)
     let disk = asked.disk.clone().ok_or_else(|| Fault::field("disk", "must be there"))?;
     let disk = fields::disks("disk", &[disk])?.remove(0);
     let _turn = app.turns.take(&domain, &format!("{} adds disk {} to {vm}", caller.name, disk.name)).await?;
+    app.must_have_no_task(&domain)?;
     let record = app.domain(&domain).await?;
     may_use(app, caller, std::slice::from_ref(&disk)).await?;
     let known = known(app, &domain).await?;
@@ -236,6 +239,7 @@ async fn remove_disk(app: &Arc<Appliance>, by: &str, asked: &RemoveDiskRequest) 
     let (domain, vm) = (fields::name("domain", &asked.domain)?, fields::name("vm", &asked.vm)?);
     let disk = fields::name("disk", &asked.disk)?;
     let _turn = app.turns.take(&domain, &format!("{by} removes disk {disk} from {vm}")).await?;
+    app.must_have_no_task(&domain)?;
     let record = app.domain(&domain).await?;
     let known = known(app, &domain).await?;
     let there = known.iter().find(|one| one.name == vm).ok_or_else(|| missing(&domain, &format!("VM {vm}")))?;

@@ -4,7 +4,7 @@ use super::table::{Kind, SETTINGS, Setting};
 use crate::quantity::{show_size, show_time_span};
 
 /// Values shown for what has no default.
-const SHOWN: [(&str, &str); 7] = [
+const SHOWN: [(&str, &str); 8] = [
     ("listen.tcp", "\"192.0.2.1:7443\""),
     ("listen.metrics", "\"127.0.0.1:9464\""),
     ("tls.certificate", "\"/etc/freshet/server.pem\""),
@@ -12,6 +12,7 @@ const SHOWN: [(&str, &str); 7] = [
     ("tls.client_ca", "\"/etc/freshet/clients.pem\""),
     ("protect.log_store", "\"/var/lib/freshet/domains\""),
     ("protect.sync_rate", "\"100MiB\""),
+    ("hypervisor.command", "\"/usr/local/lib/freshet/hypervisor\""),
 ];
 
 /// Text that [`Settings::parse`](super::Settings::parse) takes.

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use crate::datastore::EngineKind;
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
+use crate::hypervisor::ExecSettings;
 use crate::ids::Name;
 use crate::nbd::{CacheMode, Listen, TlsIdentity};
 use crate::protect::{FencedPolicy, ProtectRequest};
@@ -140,6 +141,21 @@ pub struct Settings {
     pub tasks_kept: u64,
     /// How domains are protected.
     pub protect: ProtectSettings,
+    /// What drives the hypervisor, if anything does.
+    pub hypervisor: Option<ExecSettings>,
+    /// How failovers go.
+    pub failover: FailoverSettings,
+}
+
+/// How failovers go, see `docs/settings.md`.
+#[derive(Debug, Clone, Copy)]
+pub struct FailoverSettings {
+    /// A domain that another site asks for is handed over; else that site is turned down.
+    pub hands_over: bool,
+    /// How long guests have to shut down.
+    pub shutdown_limit: Duration,
+    /// How long the other site has to take a domain that was released.
+    pub taken_limit: Duration,
 }
 
 impl Settings {
@@ -230,6 +246,17 @@ impl Settings {
                     _ => FencedPolicy::Continue,
                 },
                 level: i32::try_from(number("protect.level")).unwrap_or(1),
+            },
+            hypervisor: values.path("hypervisor.command").map(|program| ExecSettings {
+                command: vec![program.display().to_string()],
+                environment: Default::default(),
+                limit_seconds: values.time("hypervisor.limit").as_secs(),
+                poll_millis: u64::try_from(values.time("hypervisor.poll").as_millis()).unwrap_or(u64::MAX),
+            }),
+            failover: FailoverSettings {
+                hands_over: values.text("failover.hand_over") != Some("refuse"),
+                shutdown_limit: values.time("failover.shutdown_limit"),
+                taken_limit: values.time("failover.taken_limit"),
             },
             state,
         };

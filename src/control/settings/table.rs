@@ -208,4 +208,40 @@ pub const SETTINGS: &[Setting] = &[
         "What guests' writes do once another writer owns the domain: go on unprotected, or fail",
     ),
     setting("protect.level", Kind::Count { least: 1, most: 19 }, "1", "zstd level"),
+    setting(
+        "hypervisor.command",
+        Kind::Path,
+        "",
+        "Program that drives the hypervisor, see `docs/failover.md`; without one no failover can be started here",
+    ),
+    setting(
+        "hypervisor.limit",
+        Kind::Time { least: SECOND, most: HOUR },
+        "1m",
+        "How long one call of that program may take, beside the time that a guest is given",
+    ),
+    setting(
+        "hypervisor.poll",
+        Kind::Time { least: 10, most: MINUTE },
+        "1s",
+        "Time between two looks whether a guest is off",
+    ),
+    setting(
+        "failover.hand_over",
+        Kind::Word(&["automatic", "refuse"]),
+        "automatic",
+        "What is done when another site asks for a domain of this one: guests are shut down and it is handed over, or it is turned down",
+    ),
+    setting(
+        "failover.shutdown_limit",
+        Kind::Time { least: SECOND, most: 24 * HOUR },
+        "5m",
+        "How long guests have to shut down before an operator is asked",
+    ),
+    setting(
+        "failover.taken_limit",
+        Kind::Time { least: SECOND, most: 168 * HOUR },
+        "1h",
+        "How long the other site has to take a domain that was released before an operator is asked",
+    ),
 ];

@@ -52,7 +52,7 @@ pub struct EngineSettings {
     pub finished_kept: usize,
     /// Each step is done twice, to show that nothing comes of it.
     #[cfg(test)]
-    pub(super) twice: bool,
+    pub(crate) twice: bool,
 }
 
 impl Default for EngineSettings {

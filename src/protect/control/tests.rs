@@ -287,8 +287,9 @@ async fn slow_clients_are_cut_off_and_others_served_meanwhile() {
     bench.still_serves().await;
     assert!(rest(&mut silent).await.contains("no whole line"));
     let mut answer = String::new();
-    let _ = soon(told.read_to_string(&mut answer)).await;
-    assert!(answer.contains("no whole line"), "{answer:?}");
+    let read = soon(told.read_to_string(&mut answer)).await;
+    // What it went on sending can make the kernel throw the answer away with the connection.
+    assert!(answer.contains("no whole line") || read.is_err(), "{answer:?}");
     assert!(soon(dripping).await.unwrap(), "it was listened to for a minute");
     soon(hung_up(&deaf)).await;
     let part = rest(&mut deaf).await;

@@ -1,0 +1,224 @@
+//! `freshet task`: long operations of an appliance, with steps, progress and history.
+
+use std::io::Write;
+
+use clap::{Args, Subcommand};
+use comfy_table::Table;
+use serde_json::json;
+
+use super::appliance_args::{ApplianceArgs, answered, list_of, report, seconds, table, when};
+use super::context::Context;
+use super::output::is_interactive;
+use super::report::Report;
+use super::units::bytes;
+use crate::control::proto::{
+    AnswerTaskRequest, GetTaskRequest, ListTasksRequest, Task as Shown, TaskKind, TaskState, WatchTaskRequest,
+};
+use crate::control::{Client, from_status, json_of};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Long operations of an appliance
+#[derive(Debug, Args)]
+pub(super) struct Task {
+    #[command(subcommand)]
+    command: TaskCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum TaskCommand {
+    /// List tasks, newest first
+    List(List),
+    /// Show one task: its steps, what they told, its question
+    Show(One),
+    /// Show a task each time that it changes, until it has ended
+    Watch(One),
+    /// Answer the question that a task waits with
+    Answer(Answer),
+}
+
+#[derive(Debug, Args)]
+struct List {
+    /// Of this domain only
+    #[arg(long, value_name = "DOMAIN", default_value = "")]
+    domain: String,
+    /// Only those that have not ended
+    #[arg(long)]
+    running: bool,
+    /// Most tasks that are listed
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    most: u32,
+    #[command(flatten)]
+    appliance: ApplianceArgs,
+}
+
+#[derive(Debug, Args)]
+struct One {
+    /// Id of the task
+    #[arg(value_name = "TASK")]
+    id: String,
+    #[command(flatten)]
+    appliance: ApplianceArgs,
+}
+
+#[derive(Debug, Args)]
+struct Answer {
+    #[command(flatten)]
+    one: One,
+    /// One of the choices that the task offers
+    #[arg(value_name = "CHOICE")]
+    choice: String,
+}
+
+impl Task {
+    pub(super) async fn run(self, context: &Context) -> Result<Report> {
+        match self.command {
+            TaskCommand::List(list) => {
+                let mut client = list.appliance.connect().await?.tasks();
+                let request = ListTasksRequest {
+                    domain: list.domain,
+                    running_only: list.running,
+                    page_size: list.most,
+                    page_token: String::new(),
+                };
+                let found = answered(client.list_tasks(request).await)?;
+                let text = if found.tasks.is_empty() { "no tasks".to_owned() } else { rows(&found.tasks).trim_fmt() };
+                Report::new(&json!({ "tasks": list_of(&found.tasks)? }), text)
+            }
+            TaskCommand::Show(one) => {
+                let mut client = one.appliance.connect().await?.tasks();
+                let shown = answered(client.get_task(GetTaskRequest { id: one.id }).await)?.task.unwrap_or_default();
+                report(&shown, text(&shown))
+            }
+            TaskCommand::Watch(one) => follow(&one.appliance.connect().await?, &one.id, context).await,
+            TaskCommand::Answer(Answer { one, choice }) => {
+                let mut client = one.appliance.connect().await?.tasks();
+                let shown = answered(client.answer_task(AnswerTaskRequest { id: one.id, choice }).await)?;
+                let shown = shown.task.unwrap_or_default();
+                report(&shown, text(&shown))
+            }
+        }
+    }
+}
+
+/// Shows a task until it has ended; its end is that of the command. A signal ends the looking, not the task.
+pub(super) async fn follow(client: &Client, id: &str, context: &Context) -> Result<Report> {
+    let mut changes = answered(client.tasks().watch_task(WatchTaskRequest { id: id.to_owned() }).await)?;
+    let (mut last, mut told) = (None, String::new());
+    loop {
+        let change = tokio::select! {
+            change = changes.message() => change.map_err(|status| from_status(&status))?,
+            () = context.cancel.cancelled() => {
+                return Err(Error::new(ErrorKind::Cancelled, format!("task {id} goes on; only looking at it has ended")));
+            }
+        };
+        let Some(task) = change.and_then(|change| change.task) else { break };
+        if context.output.is_json() {
+            context.output.event(&json_of(&task)?, "")?;
+        } else {
+            show_change(&task, &mut told, context)?;
+        }
+        last = Some(task);
+    }
+    let task = last.ok_or_else(|| Error::new(ErrorKind::Unreachable, "the appliance ended before it told anything"))?;
+    let shown = report(&task, if context.output.is_json() { String::new() } else { text(&task) })?;
+    match task.state() {
+        TaskState::Done => Ok(shown),
+        TaskState::Cancelled => Err(Error::new(ErrorKind::Cancelled, format!("task {id} was cancelled, and undone"))),
+        _ => Err(Error::new(ErrorKind::Incomplete, format!("task {id} failed: {}", task.error))),
+    }
+}
+
+/// For people: a line for each step that begins or ends, and progress in place where there is a terminal.
+fn show_change(task: &Shown, told: &mut String, context: &Context) -> Result<()> {
+    let step = task.steps.iter().rev().find(|step| step.began.is_some());
+    let line = match (step, &task.question) {
+        (_, Some(question)) => format!("asks: {} [{}]", question.text, question.choices.join(", ")),
+        (Some(step), None) => {
+            let why = if step.error.is_empty() { String::new() } else { format!(": {}", step.error) };
+            format!("{}  {}{why}", step.name, step.state)
+        }
+        (None, None) => state_words(task.state()).to_owned(),
+    };
+    if line != *told {
+        context.output.event(&json!(null), &line)?;
+        *told = line;
+    }
+    if let Some(progress) = task.progress.as_ref().filter(|_| is_interactive()) {
+        let (done, total) = (bytes(progress.done_bytes), bytes(progress.total_bytes));
+        let rate = progress.rate_bytes.map_or("-".to_owned(), bytes);
+        let eta = progress.eta_s.map_or("-".to_owned(), seconds);
+        // Progress that cannot be shown is no reason to stop.
+        let _ = write!(std::io::stderr(), "\r  {}  {done} of {total}  {rate}/s  ETA {eta}    \r", progress.stage);
+    }
+    Ok(())
+}
+
+fn rows(tasks: &[Shown]) -> Table {
+    let mut table = table(["task", "what", "domain", "state", "by", "since", ""]);
+    for task in tasks {
+        let (kind, state) = (kind_words(task.kind()), state_words(task.state()));
+        let more = task.question.as_ref().map_or(task.error.as_str(), |question| question.text.as_str());
+        let more = more.lines().next().unwrap_or_default();
+        table.add_row([&task.id, kind, &task.domain, state, &task.actor, &when(task.created.as_ref()), more]);
+    }
+    table
+}
+
+/// A task for people.
+pub(super) fn text(task: &Shown) -> String {
+    let (kind, state) = (kind_words(task.kind()), state_words(task.state()));
+    let mut out = format!("task {}: {kind} of {}, {state}\n", task.id, task.domain);
+    for step in &task.steps {
+        let mark = if step.point_of_no_return { "!" } else { " " };
+        out += &format!("{mark} {}  {}\n", step.name, step.state);
+        for line in &step.log {
+            out += &format!("    {line}\n");
+        }
+        if !step.error.is_empty() {
+            out += &format!("    {}\n", step.error);
+        }
+    }
+    if let Some(progress) = &task.progress {
+        let eta = progress.eta_s.map_or("-".to_owned(), seconds);
+        let (done, total) = (bytes(progress.done_bytes), bytes(progress.total_bytes));
+        out += &format!("{}: {done} of {total}, ETA {eta}\n", progress.stage);
+    }
+    if let Some(question) = &task.question {
+        let choices = question.choices.join(", ");
+        out += &format!("it asks: {}\nanswer by `freshet task answer {} CHOICE`: {choices}\n", question.text, task.id);
+    }
+    if !task.trouble.is_empty() {
+        out += &format!("trouble: {}\n", task.trouble);
+    }
+    if !task.error.is_empty() {
+        out += &format!("error: {}\n", task.error);
+    }
+    out
+}
+
+fn kind_words(kind: TaskKind) -> &'static str {
+    match kind {
+        TaskKind::Unspecified => "-",
+        TaskKind::Failover => "failover",
+        TaskKind::ContinuousFailover => "continuous failover",
+        TaskKind::Complete => "completion",
+        TaskKind::HandOver => "hand-over",
+        TaskKind::Failback => "failback",
+        TaskKind::ContinuousFailback => "continuous failback",
+        TaskKind::Forget => "forget",
+    }
+}
+
+fn state_words(state: TaskState) -> &'static str {
+    match state {
+        TaskState::Unspecified => "-",
+        TaskState::Pending => "pending",
+        TaskState::Running => "running",
+        TaskState::Paused => "paused",
+        TaskState::WaitingForOperator => "waits for an answer",
+        TaskState::Cancelling => "is being cancelled",
+        TaskState::Done => "done",
+        TaskState::Failed => "failed",
+        TaskState::Cancelled => "cancelled",
+    }
+}

@@ -1,0 +1,347 @@
+//! The services of failover and failback: plans are checked, confirmed, and handed to the engine.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use super::convert::{self, Decided};
+use super::{Services, caller, fields, runbooks};
+use crate::control::access::Caller;
+use crate::control::appliance::Appliance;
+use crate::control::catalog::RunbookKind;
+use crate::control::fault::{Done, Fault};
+use crate::control::proto::failback_service_server::FailbackService;
+use crate::control::proto::failover_service_server::FailoverService;
+use crate::control::proto::{self, *};
+use crate::control::view::timestamp;
+use crate::failover::{
+    Command, Complete, Completion, Direction, FailoverMode as Mode, Planned, Request as Wish, Severity as Grave,
+    TaskKind as Kind,
+};
+use crate::format::xxh3_128;
+use crate::ids::{Name, Time};
+
+/// What is asked of the engine, and the part of it that a token confirms.
+struct Asked {
+    wish: Wish,
+    token: String,
+    request_id: String,
+}
+
+#[tonic::async_trait]
+impl FailoverService for Services {
+    async fn plan_failover(
+        &self,
+        request: Request<PlanFailoverRequest>,
+    ) -> Result<Response<PlanFailoverResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let asked = request.into_inner();
+        let wish = planned(&self.app, asked.plan.as_ref(), Decided::default()).await?;
+        let domain = wish.domain().to_string();
+        let told = look(&self.app, &caller, &wish).await.map_err(|fault| fault.about(&domain))?;
+        let Told { findings, summary, token, expires } = told;
+        Ok(Response::new(PlanFailoverResponse { findings, summary, confirmation_token: token, expires }))
+    }
+
+    async fn start_failover(
+        &self,
+        request: Request<StartFailoverRequest>,
+    ) -> Result<Response<StartFailoverResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let StartFailoverRequest { plan, confirmation_token, request_id } = request.into_inner();
+        let decided = Decided { mode: Some(Mode::AsNeeded), direction: Some(Direction::Failover) };
+        let wish = planned(&self.app, plan.as_ref(), decided).await?;
+        let task = self.start(&caller, "FailoverService/StartFailover", wish, confirmation_token, request_id);
+        Ok(Response::new(StartFailoverResponse { task: Some(task.await?) }))
+    }
+
+    async fn start_continuous_failover(
+        &self,
+        request: Request<StartContinuousFailoverRequest>,
+    ) -> Result<Response<StartContinuousFailoverResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let StartContinuousFailoverRequest { plan, request_id } = request.into_inner();
+        let decided = Decided { mode: Some(Mode::Continuous), direction: Some(Direction::Failover) };
+        let wish = planned(&self.app, plan.as_ref(), decided).await?;
+        let task = self.start(&caller, "FailoverService/StartContinuousFailover", wish, String::new(), request_id);
+        Ok(Response::new(StartContinuousFailoverResponse { task: Some(task.await?) }))
+    }
+
+    async fn plan_completion(
+        &self,
+        request: Request<PlanCompletionRequest>,
+    ) -> Result<Response<PlanCompletionResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let asked = request.into_inner();
+        let wish = completing(
+            &self.app,
+            CompleteFailoverRequest {
+                domain: asked.domain.clone(),
+                planned: asked.planned,
+                point: asked.point,
+                resume_remote: asked.resume_remote,
+                accept_damage: asked.accept_damage,
+                ..CompleteFailoverRequest::default()
+            },
+        );
+        let wish = wish.await?;
+        let told = look(&self.app, &caller, &wish).await.map_err(|fault| fault.about(&asked.domain))?;
+        let Told { findings, summary, token, expires } = told;
+        Ok(Response::new(PlanCompletionResponse { findings, summary, confirmation_token: token, expires }))
+    }
+
+    async fn complete_failover(
+        &self,
+        request: Request<CompleteFailoverRequest>,
+    ) -> Result<Response<CompleteFailoverResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let asked = request.into_inner();
+        let (token, request_id) = (asked.confirmation_token.clone(), asked.request_id.clone());
+        let wish = completing(&self.app, asked).await?;
+        let task = self.start(&caller, "FailoverService/CompleteFailover", wish, token, request_id);
+        Ok(Response::new(CompleteFailoverResponse { task: Some(task.await?) }))
+    }
+
+    async fn cancel_failover(
+        &self,
+        request: Request<CancelFailoverRequest>,
+    ) -> Result<Response<CancelFailoverResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let domain = request.into_inner().domain;
+        let task = self.command(&caller, "FailoverService/CancelFailover", domain, Command::Cancel, None).await?;
+        Ok(Response::new(CancelFailoverResponse { task: Some(task) }))
+    }
+
+    async fn pause_failover(
+        &self,
+        request: Request<PauseFailoverRequest>,
+    ) -> Result<Response<PauseFailoverResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let domain = request.into_inner().domain;
+        let task = self.command(&caller, "FailoverService/PauseFailover", domain, Command::Pause, None).await?;
+        Ok(Response::new(PauseFailoverResponse { task: Some(task) }))
+    }
+
+    async fn resume_failover(
+        &self,
+        request: Request<ResumeFailoverRequest>,
+    ) -> Result<Response<ResumeFailoverResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let domain = request.into_inner().domain;
+        let task = self.command(&caller, "FailoverService/ResumeFailover", domain, Command::Resume, None).await?;
+        Ok(Response::new(ResumeFailoverResponse { task: Some(task) }))
+    }
+}
+
+#[tonic::async_trait]
+impl FailbackService for Services {
+    async fn start_failback(
+        &self,
+        request: Request<StartFailbackRequest>,
+    ) -> Result<Response<StartFailbackResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let StartFailbackRequest { plan, confirmation_token, request_id } = request.into_inner();
+        let decided = Decided { mode: Some(Mode::AsNeeded), direction: Some(Direction::Failback) };
+        let wish = planned(&self.app, plan.as_ref(), decided).await?;
+        let task = self.start(&caller, "FailbackService/StartFailback", wish, confirmation_token, request_id);
+        Ok(Response::new(StartFailbackResponse { task: Some(task.await?) }))
+    }
+
+    async fn start_continuous_failback(
+        &self,
+        request: Request<StartContinuousFailbackRequest>,
+    ) -> Result<Response<StartContinuousFailbackResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let StartContinuousFailbackRequest { plan, request_id } = request.into_inner();
+        let decided = Decided { mode: Some(Mode::Continuous), direction: Some(Direction::Failback) };
+        let wish = planned(&self.app, plan.as_ref(), decided).await?;
+        let task = self.start(&caller, "FailbackService/StartContinuousFailback", wish, String::new(), request_id);
+        Ok(Response::new(StartContinuousFailbackResponse { task: Some(task.await?) }))
+    }
+
+    async fn withdraw_release(
+        &self,
+        request: Request<WithdrawReleaseRequest>,
+    ) -> Result<Response<WithdrawReleaseResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let domain = request.into_inner().domain;
+        let only = Some(Kind::HandOver);
+        let task = self.command(&caller, "FailbackService/WithdrawRelease", domain, Command::Cancel, only).await?;
+        Ok(Response::new(WithdrawReleaseResponse { task: Some(task) }))
+    }
+}
+
+impl Services {
+    /// Hands a wish to the engine, once for each request id.
+    async fn start(
+        &self,
+        caller: &Caller,
+        action: &'static str,
+        wish: Wish,
+        token: String,
+        request_id: String,
+    ) -> Done<proto::Task> {
+        if !request_id.is_empty() && uuid::Uuid::parse_str(&request_id).is_err() {
+            return Err(Fault::field("request_id", "must be a UUID, or empty"));
+        }
+        let (app, who, subject) = (Arc::clone(&self.app), caller.clone(), wish.domain().to_string());
+        let asked = Asked { wish, token, request_id };
+        self.app.act(caller, action, &subject, async move { begin(&app, &who, asked).await }).await
+    }
+
+    /// Tells the task that works on a domain something.
+    async fn command(
+        &self,
+        caller: &Caller,
+        action: &'static str,
+        domain: String,
+        command: Command,
+        only: Option<Kind>,
+    ) -> Done<proto::Task> {
+        let (app, by, subject) = (Arc::clone(&self.app), caller.name.clone(), domain.clone());
+        let told = self.app.act(caller, action, &subject, async move {
+            let name = fields::name("domain", &domain)?;
+            app.domain(&name).await?;
+            let engine = &app.engine;
+            let running = engine.running(&name).filter(|task| only.is_none_or(|kind| task.kind == kind));
+            let Some(task) = running else {
+                let what = only.map_or("nothing works on", |_| "nothing was released of");
+                let why = format!("{what} domain {name} at this site");
+                return Err(crate::error::Error::new(crate::error::ErrorKind::NotFound, why).into());
+            };
+            engine.command(task.id, command, &by).await?;
+            Ok(convert::task(&*engine.task(task.id)?))
+        });
+        told.await
+    }
+}
+
+/// The wish of a plan, with the domain's runbook.
+async fn planned(app: &Appliance, sent: Option<&proto::FailoverPlan>, decided: Decided) -> Done<Wish> {
+    let (mut plan, with_runbook) = convert::plan(sent, decided, &app.settings)?;
+    let domain = plan.general.domain.clone();
+    app.domain(&domain).await.map_err(|e| Fault::from(e).about(domain.as_str()))?;
+    if with_runbook {
+        let kind = match plan.general.direction {
+            Direction::Failover => RunbookKind::Failover,
+            Direction::Failback => RunbookKind::Failback,
+        };
+        plan.options.runbook = runbooks::kept(app, &domain, kind).await?;
+    }
+    Ok(Wish::Plan(Box::new(plan)))
+}
+
+/// The wish of a completion.
+async fn completing(app: &Appliance, asked: CompleteFailoverRequest) -> Done<Wish> {
+    let domain = fields::name("domain", &asked.domain)?;
+    app.domain(&domain).await.map_err(|e| Fault::from(e).about(domain.as_str()))?;
+    if !asked.planned && asked.resume_remote.is_some() {
+        return Err(Fault::field(
+            "resume_remote",
+            "is for a planned completion: a forced one asks nothing of the old site",
+        ));
+    }
+    Ok(Wish::Complete(Box::new(Complete {
+        domain,
+        how: if asked.planned { Completion::Planned } else { Completion::Forced },
+        point: convert::point("point", asked.point)?,
+        accept_loss: false,
+        from: None,
+        accept_damage: asked.accept_damage,
+        resume_remote: convert::remote("resume_remote", asked.resume_remote.as_ref(), &app.settings)?,
+        runbook: None,
+    })))
+}
+
+/// The same wish, with the loss accepted, as long as the domain is this owner's.
+fn accepting(wish: &Wish, from: Option<&Name>) -> Wish {
+    let mut wish = wish.clone();
+    match &mut wish {
+        Wish::Plan(plan) => (plan.options.accept_loss, plan.options.from) = (true, from.cloned()),
+        Wish::Complete(complete) => (complete.accept_loss, complete.from) = (true, from.cloned()),
+        Wish::HandOver(_) | Wish::Forget(_) => {}
+    }
+    wish
+}
+
+/// The same wish always has the same digest.
+fn digest(wish: &Wish) -> Done<String> {
+    let text = serde_json::to_string(wish);
+    let text =
+        text.map_err(|e| crate::error::Error::with_source(crate::error::ErrorKind::Internal, "write a plan", e))?;
+    Ok(format!("{:?}", xxh3_128(text.as_bytes())))
+}
+
+/// What is told of a wish before it is started.
+struct Told {
+    findings: Vec<proto::Finding>,
+    summary: Option<proto::PlanSummary>,
+    token: String,
+    expires: Option<prost_types::Timestamp>,
+}
+
+/// What a token is drawn for: this wish, while this generation owns the domain.
+fn state_of(wish: &Wish, planned: &Planned) -> Done<String> {
+    let owner = planned.summary.owner.as_ref();
+    let owner = owner.map(|owner| format!("{} {}", owner.site, owner.generation)).unwrap_or_default();
+    Ok(format!("{} {owner}", digest(wish)?))
+}
+
+fn act_of(wish: &Wish) -> String {
+    format!("{} of domain {}", wish.kind(), wish.domain())
+}
+
+async fn look(app: &Appliance, caller: &Caller, wish: &Wish) -> Done<Told> {
+    let planned = app.engine.plan(&accepting(wish, None)).await?;
+    let wrong = planned.findings.iter().any(|found| found.severity == Grave::Error);
+    let mut told = Told {
+        findings: planned.findings.iter().map(convert::finding).collect(),
+        summary: Some(convert::summary(&planned.summary)),
+        token: String::new(),
+        expires: None,
+    };
+    if planned.summary.loss.is_some() && !wrong {
+        told.token = app.tokens.draw(&caller.name, &act_of(wish), &state_of(wish, &planned)?);
+        let life = u64::try_from(app.tokens.life().as_millis()).unwrap_or(u64::MAX);
+        told.expires = Some(timestamp(Time::from_millis(app.now().millis().saturating_add(life))));
+    }
+    Ok(told)
+}
+
+async fn begin(app: &Arc<Appliance>, caller: &Caller, asked: Asked) -> Done<proto::Task> {
+    let Asked { wish, token, request_id } = asked;
+    let (engine, domain): (_, Name) = (&app.engine, wish.domain().clone());
+    let _turn = app.turns.take(&domain, &format!("{} starts a {}", caller.name, wish.kind())).await?;
+    let digest = digest(&wish)?;
+    if !request_id.is_empty()
+        && let Some(task) = app.catalog.task_of_request(&request_id, &digest).await?
+    {
+        return Ok(convert::task(&*engine.task(task)?));
+    }
+    let planned = engine.plan(&accepting(&wish, None)).await?;
+    let wrong: Vec<String> =
+        planned.findings.iter().filter(|found| found.severity == Grave::Error).map(ToString::to_string).collect();
+    if !wrong.is_empty() {
+        return Err(Fault::refused(format!(
+            "{} findings keep it from being started:\n  {}",
+            wrong.len(),
+            wrong.join("\n  ")
+        )));
+    }
+    let wish = match planned.summary.loss {
+        None => wish,
+        Some(loss) if token.is_empty() => {
+            let why = format!("it would lose {loss}; confirm that with the token of the plan, or choose a planned one");
+            return Err(Fault::refused(why));
+        }
+        Some(_) => {
+            app.tokens.redeem(&token, &caller.name, &act_of(&wish), &state_of(&wish, &planned)?)?;
+            accepting(&wish, planned.summary.owner.as_ref().map(|owner| &owner.site))
+        }
+    };
+    let id = engine.submit(wish, &caller.name).await?;
+    if !request_id.is_empty() {
+        app.catalog.note_request(&request_id, &digest, id, app.now()).await?;
+    }
+    Ok(convert::task(&*engine.task(id)?))
+}

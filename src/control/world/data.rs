@@ -1,0 +1,355 @@
+//! Disks: bringing them to a point, letting them follow, protecting them, and ending that.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::SiteWorld;
+use crate::cancel::Cancel;
+use crate::capture::VmSource;
+use crate::control::catalog::{self, DomainRecord, Recovery};
+use crate::error::{Error, ErrorKind, IoResultExt, Result};
+use crate::failover::{FailoverPlan, PointChoice, Reached, RehydrateTo};
+use crate::hypervisor::{DiskSpec, NicSpec, VmSpec};
+use crate::ids::{Name, SegmentRef};
+use crate::progress::Progress;
+use crate::protect::{Origin, ProtectRequest, rehydrated_disks};
+use crate::rehydrate::{
+    Completion, Following, Mode, Placement, RehydrateReport, RehydrateRequest, divergence, rehydrate,
+};
+
+impl SiteWorld {
+    /// What this site protects, or did.
+    pub(super) async fn protected(&self, domain: &Name) -> Result<Vec<VmSource>> {
+        let which = domain.clone();
+        self.catalog.call(move |db| catalog::protected(db, &which)).await
+    }
+
+    pub(crate) async fn recovery(&self, domain: &Name) -> Result<Option<Recovery>> {
+        let which = domain.clone();
+        self.catalog.call(move |db| Recovery::find(db, &which)).await
+    }
+
+    async fn keep(&self, domain: &Name, plan: &FailoverPlan, follows: bool) -> Result<()> {
+        let (which, recovery) = (domain.clone(), Recovery { plan: plan.clone(), follows });
+        self.catalog.call(move |db| recovery.put(db, &which)).await
+    }
+
+    /// The request by which the plan's disks are rehydrated.
+    pub(super) async fn rehydrate_request(&self, plan: &FailoverPlan) -> Result<RehydrateRequest> {
+        let domain = plan.general.domain.clone();
+        let mut request =
+            RehydrateRequest::new(domain.clone(), plan.failover.datastore.clone(), plan.dr.log_store.clone());
+        (request.log_size, request.memory) = (plan.dr.log_size, plan.dr.memory);
+        request.engine = self.settings.protect.engine;
+        let state = self.settings.protect.log_store.clone();
+        let was_protected = state.join(domain.key()).is_dir();
+        if plan.options.in_place {
+            self.place(&mut request).await?;
+        }
+        if plan.options.in_place && was_protected {
+            request.protected = Some(state);
+            if plan.options.accept_divergence {
+                let record = self.record(&domain).await?;
+                let site = self.stores.open(&record.store).await?;
+                request.discard = divergence(&site, &request).await?.map(|found| found.name());
+            }
+        }
+        Ok(request)
+    }
+
+    /// The disks stand where this site protects them, or did.
+    pub(super) async fn place(&self, request: &mut RehydrateRequest) -> Result<()> {
+        // Those that stand in the datastore need no place of their own.
+        let root = request.datastore.join(request.domain.key());
+        for vm in self.protected(&request.domain).await? {
+            let name = vm.name;
+            let elsewhere = vm.disks.into_iter().filter(|disk| !disk.path.starts_with(&root));
+            request.placements.extend(elsewhere.map(|disk| Placement {
+                vm: name.clone(),
+                disk: disk.name,
+                path: disk.path,
+            }));
+        }
+        Ok(())
+    }
+
+    pub(super) async fn bring_to(&self, to: &RehydrateTo, progress: Arc<Progress>, cancel: Cancel) -> Result<Reached> {
+        let domain = &to.plan.general.domain;
+        let record = self.record(domain).await?;
+        self.keep(domain, &to.plan, false).await?;
+        let site = self.stores.open(&record.store).await?;
+        let request = RehydrateRequest {
+            target: to.point.into(),
+            mode: Mode::AsNeeded,
+            vms: to.vms.clone(),
+            ..self.rehydrate_request(&to.plan).await?
+        };
+        rehydrate(&site, request, progress, cancel).await.map(reached)
+    }
+
+    pub(super) async fn begin_following(&self, plan: &FailoverPlan) -> Result<()> {
+        let domain = &plan.general.domain;
+        let record = self.record(domain).await?;
+        // What is wrong with it is told now, and not by a run in the background.
+        self.rehydrate_request(plan).await?.validate()?;
+        self.keep(domain, plan, true).await?;
+        self.run_follower(&record, plan.clone()).await
+    }
+
+    /// Has the disks of a domain follow it, as the catalog says.
+    pub(crate) async fn follow_again(&self) -> Result<()> {
+        let names = self.catalog.call(Recovery::following).await?;
+        for domain in names {
+            let record = self.record(&domain).await?;
+            if let Some(recovery) = self.recovery(&domain).await? {
+                self.run_follower(&record, recovery.plan).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn run_follower(&self, record: &DomainRecord, plan: FailoverPlan) -> Result<()> {
+        let (stores, store) = (Arc::clone(&self.stores), record.store.clone());
+        let request = self.rehydrate_request(&plan).await?;
+        let start = move || {
+            let (stores, store, request) = (Arc::clone(&stores), store.clone(), request.clone());
+            let start = async move {
+                let site = stores.open(&store).await?;
+                Following::start(&site, request).await
+            };
+            Box::pin(start) as futures::future::BoxFuture<'static, Result<Following>>
+        };
+        self.followers.start(&record.name, plan, Arc::new(start));
+        Ok(())
+    }
+
+    pub(super) async fn complete_following(
+        &self,
+        domain: &Name,
+        at: SegmentRef,
+        progress: Arc<Progress>,
+        cancel: Cancel,
+    ) -> Result<Reached> {
+        let none = || Error::new(ErrorKind::NotFound, format!("no disks of domain {domain} follow it here"));
+        let recovery = self.recovery(domain).await?.ok_or_else(none)?;
+        let completed = self.followers.complete(domain, Completion::Point(at.segment)).await;
+        let reached = match completed {
+            Some(Ok(report)) if report.point == at && !report.between_points => reached(report),
+            other => {
+                if let Some(Err(error)) = other {
+                    tracing::warn!(%domain, "its follower did not come to segment {}: {error}", at.segment);
+                }
+                let to = RehydrateTo { plan: recovery.plan, point: PointChoice::Number(at.segment), vms: Vec::new() };
+                self.bring_to(&to, progress, cancel).await?
+            }
+        };
+        let which = domain.clone();
+        self.catalog.call(move |db| Recovery::stop_following(db, &which)).await?;
+        Ok(reached)
+    }
+
+    pub(super) async fn end_following(&self, domain: &Name) -> Result<()> {
+        let which = domain.clone();
+        self.catalog.call(move |db| Recovery::stop_following(db, &which)).await?;
+        self.followers.stop(domain).await;
+        Ok(())
+    }
+
+    /// The request by which the disks of a domain are protected here: those of the catalog.
+    pub(crate) async fn protect_request(&self, domain: &Name) -> Result<ProtectRequest> {
+        let vms = self.protected(domain).await?;
+        let origin = match self.recovery(domain).await? {
+            Some(recovery) => Origin::Rehydrated { datastore: recovery.plan.failover.datastore },
+            None => Origin::Site,
+        };
+        Ok(ProtectRequest { origin, ..self.settings.protect_request(domain.clone(), vms) })
+    }
+
+    pub(super) async fn begin_protecting(
+        &self,
+        domain: &Name,
+        plan: Option<&FailoverPlan>,
+        vms: &[Name],
+    ) -> Result<()> {
+        let record = self.record(domain).await?;
+        if let Some(hosted) = self.hosting.get(domain) {
+            if hosted.is_running().await && hosted.status().await.mode != "fenced" {
+                return Ok(());
+            }
+            // One that lost the domain, or never got it, has nothing to say any more.
+            if let Some(ended) = self.hosting.end(domain).await {
+                ended?;
+            }
+        }
+        if let Some(plan) = plan {
+            self.adopt(&record, plan, vms).await?;
+        }
+        let which = domain.clone();
+        self.catalog.call(move |db| catalog::unpark(db, &which)).await?;
+        let request = self.protect_request(domain).await?;
+        self.hosting.start(&self.stores, &record.store, request).await
+    }
+
+    /// Writes into the catalog which disks are protected from now on: those that the plan rehydrated.
+    async fn adopt(&self, record: &DomainRecord, plan: &FailoverPlan, vms: &[Name]) -> Result<()> {
+        let site = self.stores.open(&record.store).await?;
+        let state = &self.settings.protect.log_store;
+        let held = rehydrated_disks(&site, &record.name, &plan.failover.datastore, state).await?;
+        let known = self.protected(&record.name).await?;
+        let mut sources = held.vms;
+        sources.retain(|vm| vms.is_empty() || vms.contains(&vm.name));
+        if plan.options.in_place {
+            // In place the disks stand where they stood before.
+            for vm in &mut sources {
+                let before = known.iter().find(|known| known.name == vm.name);
+                for disk in &mut vm.disks {
+                    let place = before.and_then(|vm| vm.disks.iter().find(|known| known.name == disk.name));
+                    if let Some(place) = place {
+                        disk.path.clone_from(&place.path);
+                    }
+                }
+            }
+        }
+        let domain = record.name.clone();
+        let change = move |db: &rusqlite::Connection| {
+            for vm in &known {
+                catalog::unprotect(db, &domain, &vm.name)?;
+            }
+            sources.iter().try_for_each(|vm| catalog::protect(db, &domain, vm))
+        };
+        self.catalog.call(change).await?;
+        self.keep(&record.name, plan, false).await
+    }
+
+    pub(super) async fn end_protecting(&self, domain: &Name) -> Result<SegmentRef> {
+        let which = domain.clone();
+        let parked = self.catalog.call(move |db| catalog::parked(db, &which)).await?;
+        if let Some(at) = parked.filter(|_| self.hosting.get(domain).is_none()) {
+            return Ok(at);
+        }
+        if self.hosting.get(domain).is_none() {
+            // A run before this one ended it, and did not come to say that all was shipped.
+            self.begin_protecting(domain, None, &[]).await?;
+        }
+        self.refuse_unfit(domain).await?;
+        let ended = self.hosting.end(domain).await;
+        let report = ended.unwrap_or_else(|| Err(Error::new(ErrorKind::Unreachable, "its protection is starting")))?;
+        let (_, mut view) = self.view(domain).await?;
+        let owner = view.ownership().newest().map(|newest| newest.author.site.clone());
+        if owner.as_ref() != Some(&self.settings.site) {
+            let owner = owner.map(|site| site.to_string()).unwrap_or_default();
+            return Err(Error::new(ErrorKind::Fenced, format!("domain {domain} belongs to site {owner}")));
+        }
+        if !report.all_shipped {
+            let why = format!("domain {domain}: {} segments were not shipped before its protection ended", report.left);
+            return Err(Error::new(ErrorKind::Unreachable, format!("{why}: it is started, and drained again")));
+        }
+        let at = view.tip().await?;
+        let which = domain.clone();
+        self.catalog.call(move |db| catalog::park(db, &which, at)).await?;
+        Ok(at)
+    }
+
+    /// Refuses to end a protection whose last point would not cover everything.
+    async fn refuse_unfit(&self, domain: &Name) -> Result<()> {
+        let Some(hosted) = self.hosting.get(domain) else { return Ok(()) };
+        let status = hosted.status().await;
+        if status.mode == "fenced" {
+            return Err(Error::new(ErrorKind::Fenced, format!("domain {domain}: {}", status.problems.join("; "))));
+        }
+        let behind: Vec<String> = status
+            .vms
+            .iter()
+            .filter(|vm| vm.status != "Recoverable")
+            .map(|vm| format!("{} ({})", vm.name, vm.status))
+            .collect();
+        match behind.is_empty() {
+            true => Ok(()),
+            false => {
+                let why = format!("the last point of domain {domain} would not cover {}", behind.join(", "));
+                Err(Error::new(ErrorKind::Unreachable, format!("{why}: waiting until they are synced")))
+            }
+        }
+    }
+
+    /// The VMs of the domain with their disks as they are served here, or would be.
+    pub(super) async fn specs(&self, domain: &Name) -> Result<Vec<VmSpec>> {
+        let (_, mut view) = self.view(domain).await?;
+        let catalogue = self.catalogue(&mut view).await?;
+        let socket = crate::nbd::Address::Unix(self.settings.export_socket(domain));
+        let nic = |(n, nic): (usize, &crate::format::Nic)| NicSpec {
+            name: format!("nic{n}"),
+            mac: nic.mac.clone(),
+            network: nic.network.clone(),
+            model: nic.model.clone(),
+            ..NicSpec::default()
+        };
+        let vm = |vm: &crate::format::VmInfo| VmSpec {
+            name: vm.name.clone(),
+            domain: domain.clone(),
+            cpus: vm.shape.cpus,
+            memory_bytes: vm.shape.memory_bytes,
+            firmware: vm.shape.firmware.clone(),
+            disks: catalogue
+                .disks_of(vm.id)
+                .map(|disk| DiskSpec {
+                    name: disk.name.clone(),
+                    uri: socket.uri(&crate::protect::export_name(&vm.name, &disk.name), false),
+                    size: disk.size,
+                })
+                .collect(),
+            nics: vm.shape.nics.iter().enumerate().map(nic).collect(),
+            placement: Default::default(),
+            storage_policy: String::new(),
+            definition_kind: vm.definition_kind.clone(),
+            definition: vm.definition.clone(),
+        };
+        Ok(catalogue.vms.iter().map(vm).collect())
+    }
+
+    /// Removes the replication log of a rehydration whose disks are protected now: nothing reads it any more.
+    pub(super) async fn remove_leftovers(&self, domain: &Name) -> Result<()> {
+        let Some(recovery) = self.recovery(domain).await?.filter(|recovery| !recovery.follows) else { return Ok(()) };
+        let log = crate::log::log_path(&recovery.plan.dr.log_store, domain);
+        remove_file(log).await
+    }
+
+    pub(super) async fn forget_domain(&self, domain: &Name, delete_disks: bool) -> Result<()> {
+        self.followers.stop(domain).await;
+        if let Some(ended) = self.hosting.end(domain).await {
+            ended?;
+        }
+        if delete_disks && let Some(recovery) = self.recovery(domain).await? {
+            let dir = recovery.plan.failover.datastore.join(domain.key());
+            remove_file(crate::log::log_path(&recovery.plan.dr.log_store, domain)).await?;
+            let removed = tokio::fs::remove_dir_all(&dir).await;
+            match removed {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io(format!("delete {}", dir.display()), e));
+                }
+                _ => {}
+            }
+        }
+        let which = domain.clone();
+        self.catalog.call(move |db| DomainRecord::remove(db, &which)).await?;
+        self.looks.forget(domain);
+        self.lock_views().remove(domain);
+        Ok(())
+    }
+}
+
+async fn remove_file(path: PathBuf) -> Result<()> {
+    match tokio::fs::remove_file(&path).await {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.io_context(|| format!("remove {}", path.display())),
+    }
+}
+
+fn reached(report: RehydrateReport) -> Reached {
+    let damage = report.damage.iter().map(|d| {
+        let end = d.offset + d.len;
+        let files = if d.files.is_empty() { String::new() } else { format!(" ({})", d.files.join(", ")) };
+        format!("disk {}: bytes {} to {end}: {}{files}", d.label, d.offset, d.why)
+    });
+    Reached { at: report.point, damage: damage.collect() }
+}

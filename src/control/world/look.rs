@@ -1,0 +1,209 @@
+//! A domain as this site sees it: from its ownership log, the last look at it, and what of it is here.
+
+use super::SiteWorld;
+use crate::control::catalog::DomainRecord;
+use crate::error::Result;
+use crate::failover::{DomainFacts, FollowFacts, HandOverRequest, LocalDisks, Owner, PointFacts, VmFacts, VmStatus};
+use crate::format::Catalogue;
+use crate::ids::{Name, SegmentNo, SegmentRef};
+use crate::progress::Stand;
+use crate::protect::ProtectStatus;
+use crate::rehydrate::{RehydrateRequest, divergence};
+use crate::scan::DomainSummary;
+use crate::store::{Domain, HandOver, Ownership};
+
+impl SiteWorld {
+    /// See [`World::facts`](crate::failover::World::facts).
+    pub(super) async fn look(&self, domain: &Name) -> Result<DomainFacts> {
+        let (record, view) = self.view(domain).await?;
+        let now = crate::clock::Clock::now(&crate::clock::SystemClock);
+        let look = self.looks.look(&self.stores, &record, now).await?;
+        let summary = look.found.map_err(|(kind, why)| crate::error::Error::new(kind, why))?;
+        let ownership = view.ownership();
+        let owner = owner(ownership).ok_or_else(|| {
+            crate::error::Error::new(crate::error::ErrorKind::Damaged, format!("domain {domain}: nobody claimed it"))
+        })?;
+        let home = ownership.generations().first().map_or(owner.site.clone(), |first| first.author.site.clone());
+        let newest_point = summary.point.map(|p| PointFacts { at: p.at, time: p.time });
+        let hosted = match self.hosting.get(domain) {
+            Some(hosted) if hosted.is_running().await => Some(hosted.status().await),
+            _ => None,
+        };
+        let protecting = hosted.as_ref().is_some_and(|status| !matches!(status.mode.as_str(), "fenced" | "failed"));
+        let follow = self.follow_facts(domain, &view).await?;
+        let is_ours = owner.site == self.settings.site;
+        let disks = self.local_disks(&record, protecting, is_ours, follow.as_ref()).await?;
+        let done = follow.as_ref().map_or((0, 0), |follow| follow.done);
+        let vms = vms(&summary, newest_point, hosted.as_ref().filter(|_| protecting), done);
+        Ok(DomainFacts {
+            domain: domain.clone(),
+            site: self.settings.site.clone(),
+            home,
+            owner,
+            request: request(ownership),
+            floor: ownership.floor(),
+            newest_point,
+            vms,
+            protecting,
+            disks,
+            follow,
+            now: view.site().now(),
+        })
+    }
+
+    /// VMs and disks of the domain, as of its newest segment.
+    pub(super) async fn catalogue(&self, view: &mut Domain) -> Result<Catalogue> {
+        let record = self.record(view.name()).await?;
+        let now = crate::clock::Clock::now(&crate::clock::SystemClock);
+        let look = self.looks.look(&self.stores, &record, now).await?;
+        let summary = look.found.map_err(|(kind, why)| crate::error::Error::new(kind, why))?;
+        Ok(summary.catalogue.clone())
+    }
+
+    async fn follow_facts(&self, domain: &Name, view: &Domain) -> Result<Option<FollowFacts>> {
+        let Some(recovery) = self.recovery(domain).await?.filter(|recovery| recovery.follows) else { return Ok(None) };
+        let Some((_, seen)) = self.followers.seen(domain) else {
+            let problem = Some("it is not started yet".to_owned());
+            let (landed, applied) = (None, None);
+            let plan = recovery.plan;
+            return Ok(Some(FollowFacts {
+                plan,
+                running: false,
+                landed,
+                applied,
+                caught_up: false,
+                done: (0, 0),
+                problem,
+            }));
+        };
+        let point = |stand: Option<Stand>| {
+            let stand = stand?;
+            Some(PointFacts { at: view.locate(stand.point)?, time: stand.time })
+        };
+        Ok(Some(FollowFacts {
+            plan: recovery.plan,
+            running: seen.running,
+            landed: point(seen.state.landed),
+            applied: point(seen.state.applied),
+            // The disks equal a point: all of the base is here.
+            caught_up: seen.running && seen.state.applied.is_some(),
+            done: (seen.counts.done, seen.counts.total),
+            problem: seen.problem,
+        }))
+    }
+
+    async fn local_disks(
+        &self,
+        record: &DomainRecord,
+        protecting: bool,
+        is_ours: bool,
+        follow: Option<&FollowFacts>,
+    ) -> Result<LocalDisks> {
+        if protecting {
+            return Ok(LocalDisks::Protected);
+        }
+        if let Some(follow) = follow {
+            let at = follow.applied.map(|point| point.at).unwrap_or_default();
+            return Ok(LocalDisks::Rehydrated { at });
+        }
+        let which = record.name.clone();
+        let vms = self.catalog.call(move |db| crate::control::catalog::protected(db, &which)).await?;
+        let was_protected = self.settings.protect.log_store.join(record.name.key()).is_dir();
+        if !vms.is_empty() && was_protected {
+            if is_ours || self.hosting.get(&record.name).is_some() {
+                return Ok(match is_ours {
+                    true => LocalDisks::Protected,
+                    // Fenced, and still served: what it holds of its own is known when it has ended.
+                    false => LocalDisks::Diverged { common: SegmentRef::default(), bytes: None },
+                });
+            }
+            return self.left_over(record).await;
+        }
+        Ok(match self.recovery(&record.name).await? {
+            Some(_) => LocalDisks::Rehydrated { at: SegmentRef::default() },
+            None => LocalDisks::None,
+        })
+    }
+
+    /// What a protection left whose domain belongs to another site now.
+    async fn left_over(&self, record: &DomainRecord) -> Result<LocalDisks> {
+        let state = self.settings.protect.log_store.clone();
+        let datastore = self.recovery(&record.name).await?.map(|recovery| recovery.plan.failover.datastore);
+        let datastore = datastore.unwrap_or_else(|| state.clone());
+        let mut request = RehydrateRequest::new(record.name.clone(), datastore, state.clone());
+        self.place(&mut request).await?;
+        request.protected = Some(state);
+        let site = self.stores.open(&record.store).await?;
+        Ok(match divergence(&site, &request).await? {
+            None => LocalDisks::Rehydrated { at: SegmentRef::default() },
+            Some(found) if found.is_empty() => LocalDisks::Rehydrated { at: found.parted },
+            Some(found) => LocalDisks::Diverged { common: found.parted, bytes: Some(found.bytes()) },
+        })
+    }
+}
+
+fn owner(ownership: &Ownership) -> Option<Owner> {
+    let newest = ownership.newest()?;
+    Some(Owner {
+        site: newest.author.site.clone(),
+        generation: newest.generation,
+        claimed: newest.claimed,
+        forced: newest.take_over,
+        base: newest.base.as_ref().map(|base| base.last),
+        released: newest.released,
+    })
+}
+
+fn request(ownership: &Ownership) -> Option<HandOverRequest> {
+    let standing = |asked: crate::store::Asked, refused: Option<String>| HandOverRequest {
+        site: asked.site,
+        at: asked.at,
+        refused,
+        withdrawn: false,
+    };
+    match ownership.hand_over() {
+        HandOver::None => None,
+        HandOver::Asked(asked) => Some(standing(asked, None)),
+        HandOver::TurnedDown(asked, at) => Some(standing(asked, Some(format!("it was turned down at {at}")))),
+        HandOver::Released(_, asked) => asked.map(|asked| standing(asked, None)),
+    }
+}
+
+fn vms(
+    summary: &DomainSummary,
+    newest: Option<PointFacts>,
+    hosted: Option<&ProtectStatus>,
+    done: (u64, u64),
+) -> Vec<VmFacts> {
+    let all = &summary.catalogue;
+    let logical: u64 = summary.logical.max(1);
+    let vm = |vm: &crate::format::VmInfo| {
+        let covered = summary.covered.contains(&vm.id);
+        let here = hosted.and_then(|status| status.vms.iter().find(|here| here.name == vm.name.as_str()));
+        let status = match here {
+            Some(here) => VmStatus::from_word(&here.status).unwrap_or(VmStatus::Error),
+            None if covered => VmStatus::Recoverable,
+            None if summary.covered_before.contains(&vm.id) => VmStatus::Resync,
+            None => VmStatus::InitialSync,
+        };
+        let logical_bytes: u64 = all.disks_of(vm.id).map(|disk| disk.size).sum();
+        // Maps tell live bytes of the domain, not of a disk: shared out by size, which is said where it is shown.
+        let live = |of: u64| (u128::from(of) * u128::from(logical_bytes) / u128::from(logical)) as u64;
+        let live_bytes = live(summary.live.unwrap_or(summary.logical));
+        VmFacts {
+            name: vm.name.clone(),
+            status,
+            point: newest.filter(|_| covered),
+            logical_bytes,
+            live_bytes,
+            fetch_bytes: live_bytes.saturating_sub(live(done.0)),
+            networks: vm.shape.nics.iter().map(|nic| nic.network.clone()).collect(),
+        }
+    };
+    all.vms.iter().map(vm).collect()
+}
+
+/// The number of a point, where there is one.
+pub(super) fn number(point: Option<PointFacts>) -> SegmentNo {
+    point.map(|point| point.at.segment).unwrap_or_default()
+}

@@ -1,0 +1,224 @@
+//! This site as the engine of failovers sees it: storage site, disks, protections and guests, for real.
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `look`, `survey` | what is so: a domain, and what there is for a plan |
+//! | `data` | bringing disks to a point, following, protecting, draining |
+//! | `owner` | the ownership log: asking, claiming, releasing, taking back |
+//! | `follower` | runs that follow domains |
+//!
+//! Owns nothing that a step did: that stands in the storage site, on the disks, in the catalog, or runs in `hosting` and
+//! `follower`. Invariant: every call looks at what is so before it acts, and may be made again.
+
+mod data;
+mod follower;
+mod look;
+mod owner;
+mod survey;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::catalog::{Catalog, DomainRecord};
+use super::hosting::Hosting;
+use super::looks::{Looks, check_identity};
+use super::settings::Settings;
+use super::stores::OpenStores;
+use crate::cancel::Cancel;
+use crate::error::{Error, ErrorKind, Result};
+use crate::failover::{
+    self, Claim, DomainFacts, FailoverPlan, Reached, RehydrateTo, RemoteSettings, Resumed, ScriptEnd, ScriptRun,
+    Survey, World,
+};
+use crate::hypervisor::{Hypervisor, VmSpec};
+use crate::ids::{Name, SegmentRef};
+use crate::progress::Progress;
+use crate::store::Domain;
+
+pub(crate) use follower::Followers;
+
+/// See the module.
+pub(crate) struct SiteWorld {
+    pub(super) settings: Settings,
+    pub(super) catalog: Catalog,
+    pub(super) stores: Arc<OpenStores>,
+    pub(super) hosting: Arc<Hosting>,
+    pub(super) looks: Arc<Looks>,
+    pub(super) followers: Arc<Followers>,
+    pub(super) hypervisor: Arc<dyn Hypervisor>,
+    /// Views of domains that were opened before: a look costs one request then.
+    views: Mutex<HashMap<Name, Domain>>,
+}
+
+impl SiteWorld {
+    pub(crate) fn new(
+        settings: Settings,
+        catalog: Catalog,
+        stores: Arc<OpenStores>,
+        hosting: Arc<Hosting>,
+        looks: Arc<Looks>,
+        hypervisor: Arc<dyn Hypervisor>,
+    ) -> SiteWorld {
+        let (followers, views) = (Arc::default(), Mutex::default());
+        SiteWorld { settings, catalog, stores, hosting, looks, followers, hypervisor, views }
+    }
+
+    /// Runs that follow domains.
+    pub(crate) fn followers(&self) -> &Arc<Followers> {
+        &self.followers
+    }
+
+    async fn record(&self, domain: &Name) -> Result<DomainRecord> {
+        let which = domain.clone();
+        self.catalog.call(move |db| DomainRecord::get(db, &which)).await
+    }
+
+    /// The domain as its ownership log has it now.
+    async fn view(&self, domain: &Name) -> Result<(DomainRecord, Domain)> {
+        let record = self.record(domain).await?;
+        let site = self.stores.open(&record.store).await?;
+        let kept = self.lock_views().get(domain).cloned();
+        let kept = kept.filter(|view| view.site().url() == site.url() && record.id.is_none_or(|id| id == view.id()));
+        let view = match kept {
+            Some(mut view) => {
+                view.refresh().await?;
+                view
+            }
+            None => Domain::open(&site, domain).await?,
+        };
+        check_identity(record.id, &view)?;
+        self.lock_views().insert(domain.clone(), view.clone());
+        Ok((record, view))
+    }
+
+    fn lock_views(&self) -> std::sync::MutexGuard<'_, HashMap<Name, Domain>> {
+        self.views.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl World for SiteWorld {
+    fn site(&self) -> Name {
+        self.settings.site.clone()
+    }
+
+    fn hypervisor(&self) -> Arc<dyn Hypervisor> {
+        Arc::clone(&self.hypervisor)
+    }
+
+    async fn sleep(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+
+    async fn facts(&self, domain: &Name) -> Result<DomainFacts> {
+        self.look(domain).await
+    }
+
+    async fn survey(&self, plan: &FailoverPlan) -> Result<Survey> {
+        Ok(self.survey_for(plan).await)
+    }
+
+    async fn publish_remote_settings(&self, domain: &Name, settings: Option<&RemoteSettings>) -> Result<()> {
+        let (_, view) = self.view(domain).await?;
+        let text = match settings {
+            Some(settings) => serde_json::to_string(settings)
+                .map_err(|e| Error::with_source(ErrorKind::Internal, "put recovery settings into JSON", e))?,
+            None => String::new(),
+        };
+        if settings.is_none() && view.recovery_settings_of(&self.settings.site).await?.is_none() {
+            return Ok(());
+        }
+        view.leave_recovery_settings(&self.settings.site, &text).await
+    }
+
+    async fn remote_settings(&self, domain: &Name, from: &Name) -> Result<Option<RemoteSettings>> {
+        let (_, view) = self.view(domain).await?;
+        let text = view.recovery_settings_of(from).await?;
+        let read = text.map(|text| serde_json::from_str(&text)).transpose();
+        read.map_err(|e| {
+            let why = format!("domain {domain}: the recovery settings that site {from} left are not understood: {e}");
+            Error::new(ErrorKind::Invalid, why)
+        })
+    }
+
+    async fn request(&self, domain: &Name) -> Result<()> {
+        let (_, mut view) = self.view(domain).await?;
+        view.request_hand_over(&self.settings.site).await.map(drop)
+    }
+
+    async fn withdraw_request(&self, domain: &Name) -> Result<()> {
+        let (_, mut view) = self.view(domain).await?;
+        view.withdraw_request(&self.settings.site).await.map(drop)
+    }
+
+    async fn refuse_request(&self, domain: &Name, why: &str) -> Result<()> {
+        tracing::info!(%domain, "who asks for it is turned down: {why}");
+        let (_, mut view) = self.view(domain).await?;
+        view.resume(&self.settings.site).await.map(drop)
+    }
+
+    async fn claim(&self, claim: &Claim) -> Result<()> {
+        self.claim_domain(claim).await
+    }
+
+    async fn rehydrate(&self, to: &RehydrateTo, progress: Arc<Progress>, cancel: Cancel) -> Result<Reached> {
+        self.bring_to(to, progress, cancel).await
+    }
+
+    async fn follow(&self, plan: &FailoverPlan) -> Result<()> {
+        self.begin_following(plan).await
+    }
+
+    async fn finish_following(
+        &self,
+        domain: &Name,
+        at: SegmentRef,
+        progress: Arc<Progress>,
+        cancel: Cancel,
+    ) -> Result<Reached> {
+        self.complete_following(domain, at, progress, cancel).await
+    }
+
+    async fn unfollow(&self, domain: &Name) -> Result<()> {
+        self.end_following(domain).await
+    }
+
+    async fn protect(&self, domain: &Name, plan: Option<&FailoverPlan>, vms: &[Name]) -> Result<()> {
+        self.begin_protecting(domain, plan, vms).await
+    }
+
+    async fn drain(&self, domain: &Name, _: Arc<Progress>) -> Result<SegmentRef> {
+        self.end_protecting(domain).await
+    }
+
+    async fn release(&self, domain: &Name, at: SegmentRef) -> Result<()> {
+        self.release_domain(domain, at).await
+    }
+
+    async fn resume(&self, domain: &Name) -> Result<Resumed> {
+        self.take_back(domain).await
+    }
+
+    async fn guests(&self, domain: &Name) -> Result<Vec<VmSpec>> {
+        self.specs(domain).await
+    }
+
+    async fn run_script(&self, run: &ScriptRun) -> Result<ScriptEnd> {
+        failover::run_script(run).await
+    }
+
+    async fn port_is_open(&self, host: &str, port: u16) -> bool {
+        failover::port_is_open(host, port).await
+    }
+
+    async fn clean_up(&self, domain: &Name) -> Result<()> {
+        self.remove_leftovers(domain).await
+    }
+
+    async fn forget(&self, domain: &Name, delete_disks: bool) -> Result<()> {
+        self.forget_domain(domain, delete_disks).await
+    }
+}

@@ -1,0 +1,128 @@
+//! What there is for a plan: the domain, the point, the hypervisor, and room on the disks that it names.
+
+use std::path::Path;
+
+use super::SiteWorld;
+use super::look::number;
+use crate::failover::{DomainFacts, FailoverPlan, Loss, PointFacts, Space, Survey};
+use crate::format::MAX_SEGMENT_LEN;
+use crate::rehydrate::MIN_MEMORY;
+use crate::store::{BaseChoice, LIVE_FOR_MS};
+
+/// Bytes of maps and bitmaps for each byte of disk, as one in so many: a bit for each granule, twice, and the rest.
+const METADATA_SHARE: u64 = 16_384;
+/// Beside that, whatever the size.
+const LEAST_METADATA: u64 = 1 << 20;
+
+impl SiteWorld {
+    /// See [`World::survey`](crate::failover::World::survey).
+    pub(super) async fn survey_for(&self, plan: &FailoverPlan) -> Survey {
+        let domain = &plan.general.domain;
+        let mut survey = Survey {
+            largest_segment: MAX_SEGMENT_LEN,
+            least_memory: MIN_MEMORY,
+            appliances: vec![self.settings.site.to_string()],
+            datastore: self.space(&plan.failover.datastore, &plan.failover.datastore.join(domain.key())).await,
+            log_store: self.space(&plan.dr.log_store, &crate::log::log_path(&plan.dr.log_store, domain)).await,
+            ..Survey::default()
+        };
+        match self.hypervisor.networks().await {
+            Ok(networks) => survey.networks = networks,
+            Err(error) => survey.hypervisor_problem = Some(error.to_string()),
+        }
+        let facts = match self.look(domain).await {
+            Ok(facts) => facts,
+            Err(error) => {
+                survey.store_problem = Some(error.to_string());
+                return survey;
+            }
+        };
+        let logical: u64 = facts.vms.iter().map(|vm| vm.logical_bytes).sum();
+        survey.metadata_bytes = LEAST_METADATA + logical / METADATA_SHARE;
+        if survey.hypervisor_problem.is_none() {
+            match self.hypervisor.inventory().await {
+                Ok(known) => {
+                    let named = |name: &crate::ids::Name| facts.vms.iter().any(|vm| vm.name == *name);
+                    // What this site protects of the domain, or did, it has defined.
+                    let own = self.protected(domain).await.unwrap_or_default();
+                    let foreign = |name: &crate::ids::Name| named(name) && !own.iter().any(|vm| vm.name == *name);
+                    survey.foreign_vms = known.into_iter().map(|vm| vm.name).filter(foreign).collect();
+                }
+                Err(error) => survey.hypervisor_problem = Some(error.to_string()),
+            }
+        }
+        self.choose(plan, &facts, &mut survey).await;
+        survey.facts = Some(facts);
+        survey
+    }
+
+    /// The point, and what a take-over at it would cut off.
+    async fn choose(&self, plan: &FailoverPlan, facts: &DomainFacts, survey: &mut Survey) {
+        let chosen: crate::error::Result<_> = async {
+            let (_, mut view) = self.view(&facts.domain).await?;
+            let at = self.resolve(&mut view, plan.options.point.into()).await?;
+            let points = view.points().await?;
+            let point = points.point(at)?.clone();
+            let choice = if at == number(facts.newest_point) { BaseChoice::NewestPoint } else { BaseChoice::Point(at) };
+            let preview = view.preview_take_over(choice).await?;
+            Ok((PointFacts { at: point.at, time: point.time }, preview))
+        }
+        .await;
+        match chosen {
+            Ok((point, preview)) => {
+                survey.point = Some(point);
+                survey.loss = Loss {
+                    segments: preview.cut_segments,
+                    bytes: preview.cut_bytes,
+                    points: preview.cut_points,
+                    age_millis: facts.now.millis_since(point.time),
+                    owner_alive: preview.last_sign.age_ms < LIVE_FOR_MS && facts.owner.released.is_none(),
+                };
+            }
+            Err(error) => survey.point_problem = Some(error.to_string()),
+        }
+    }
+
+    async fn space(&self, dir: &Path, held: &Path) -> Space {
+        let (dir, held) = (dir.to_owned(), held.to_owned());
+        let looked = tokio::task::spawn_blocking(move || look_at(&dir, &held)).await;
+        looked.unwrap_or_else(|e| Space { problem: Some(e.to_string()), ..Space::default() })
+    }
+}
+
+fn look_at(dir: &Path, held: &Path) -> Space {
+    use std::os::unix::fs::MetadataExt;
+    let problem = |why: String| Space { problem: Some(why), ..Space::default() };
+    let there = match std::fs::metadata(dir) {
+        Ok(there) if there.is_dir() => there,
+        Ok(_) => return problem("it is no directory".to_owned()),
+        Err(error) => return problem(error.to_string()),
+    };
+    match rustix::fs::statvfs(dir) {
+        Ok(fs) => Space {
+            problem: rustix::fs::access(dir, rustix::fs::Access::WRITE_OK)
+                .err()
+                .map(|error| format!("it cannot be written to: {error}")),
+            free_bytes: fs.f_bavail.saturating_mul(fs.f_frsize),
+            held_bytes: held_bytes(held, 0),
+            device: there.dev(),
+        },
+        Err(error) => problem(error.to_string()),
+    }
+}
+
+/// Bytes of disk that a file, or what is below a directory, takes. Of what cannot be read: none.
+fn held_bytes(path: &Path, depth: usize) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    /// Deeper than a domain's directory ever is.
+    const DEEPEST: usize = 8;
+    let Ok(there) = std::fs::symlink_metadata(path) else { return 0 };
+    if !there.is_dir() {
+        return there.blocks() * 512;
+    }
+    if depth > DEEPEST {
+        return 0;
+    }
+    let entries = std::fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
+    entries.map(|entry| held_bytes(&entry.path(), depth + 1)).sum()
+}

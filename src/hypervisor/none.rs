@@ -1,0 +1,61 @@
+//! The hypervisor of a site that has none: it knows no VM, and says what to set where one is wanted.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{Hypervisor, OffEvidence, PowerState, VmEntry, VmSpec};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::Name;
+
+/// See the module.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoHypervisor;
+
+fn none<T>() -> Result<T> {
+    let why = "no hypervisor is set up at this site: nothing can define or start a VM here";
+    Err(Error::new(ErrorKind::Unsupported, format!("{why}; set hypervisor.command in the settings")))
+}
+
+#[async_trait]
+impl Hypervisor for NoHypervisor {
+    fn describe(&self) -> String {
+        "no hypervisor".to_owned()
+    }
+
+    async fn inventory(&self) -> Result<Vec<VmEntry>> {
+        none()
+    }
+
+    async fn networks(&self) -> Result<Option<Vec<String>>> {
+        none()
+    }
+
+    async fn define(&self, _: &VmSpec) -> Result<()> {
+        none()
+    }
+
+    async fn undefine(&self, _: &Name) -> Result<()> {
+        none()
+    }
+
+    async fn start(&self, _: &Name) -> Result<()> {
+        none()
+    }
+
+    async fn shutdown(&self, _: &Name, _: Duration) -> Result<bool> {
+        none()
+    }
+
+    async fn power_off(&self, _: &Name) -> Result<()> {
+        none()
+    }
+
+    async fn state(&self, _: &Name) -> Result<PowerState> {
+        none()
+    }
+
+    async fn off_evidence(&self, _: &Name) -> Result<OffEvidence> {
+        none()
+    }
+}

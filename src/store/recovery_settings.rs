@@ -1,0 +1,94 @@
+//! Recovery settings on their way from the site that asks for a domain to the one that owns it.
+//!
+//! Owns numbering and which of them count; what they say is not its business. Numbers have no gaps, so that the last one is
+//! found by reading on until there is none.
+
+use super::{Domain, Settled, keys};
+use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::format::{MAX_RECOVERY_SETTINGS_LEN, RecoverySettings};
+use crate::ids::Name;
+
+/// Most recovery settings of a domain: each takes a request to read.
+const MOST: u64 = 4096;
+
+impl Domain {
+    /// Leaves `text` in the name of site `by`, in the place of what it left before; an empty one takes that back.
+    ///
+    /// # Errors
+    /// `Invalid` where the text is too long; `Full`; what the storage site says.
+    pub async fn leave_recovery_settings(&self, by: &Name, text: &str) -> Result<()> {
+        let mut n = self.last_recovery_settings().await?.0 + 1;
+        let (domain, site, at) = (self.id(), by.clone(), self.site().now());
+        let nonce = crate::ids::WriterId::random().bytes();
+        while n <= MOST {
+            let settings = RecoverySettings { domain, n, site: site.clone(), at, nonce, text: text.to_owned() };
+            let bytes =
+                settings.encode().map_err(|e| Error::with_source(ErrorKind::Invalid, "recovery settings", e))?;
+            let key = keys::recovery_settings(self.name(), n);
+            match self.site().create_settled(&key, vec![bytes.into()]).await? {
+                Settled::New | Settled::Ours => return Ok(()),
+                // Another site was first.
+                Settled::Theirs => n += 1,
+            }
+        }
+        let why = format!("domain {}: there are {MOST} recovery settings, and no more can be written", self.name());
+        Err(Error::new(ErrorKind::Full, format!("{}: {why}", self.site().url())))
+    }
+
+    /// What site `by` left last; `None` where it left nothing, or took it back.
+    ///
+    /// # Errors
+    /// `Damaged`; what the storage site says.
+    pub async fn recovery_settings_of(&self, by: &Name) -> Result<Option<String>> {
+        let (_, all) = self.last_recovery_settings().await?;
+        let last = all.into_iter().rev().find(|settings| settings.site == *by);
+        Ok(last.map(|settings| settings.text).filter(|text| !text.is_empty()))
+    }
+
+    /// The last number, and all of them.
+    async fn last_recovery_settings(&self) -> Result<(u64, Vec<RecoverySettings>)> {
+        let mut all = Vec::new();
+        for n in 1..=MOST {
+            let key = keys::recovery_settings(self.name(), n);
+            let Some(bytes) = self.site().get(&key, MAX_RECOVERY_SETTINGS_LEN).await? else { break };
+            let read = RecoverySettings::decode(&bytes, self.id(), n);
+            let read = read.map_err(|e| Error::with_source(ErrorKind::Damaged, key.clone(), e));
+            all.push(read.while_doing(|| self.site().url().to_owned())?);
+        }
+        Ok((all.len() as u64, all))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{DomainWriter, StartOptions, StorageSite, StoreOptions};
+
+    #[tokio::test]
+    async fn the_last_word_of_each_site_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", dir.path().display());
+        let site = StorageSite::open(&url, &StoreOptions::default()).await.unwrap();
+        let name = |n: &str| Name::new(n).unwrap();
+        let writer = DomainWriter::start(&site, &name("d"), &name("first"), StartOptions::default()).await.unwrap();
+        let domain = writer.domain().clone();
+        let of = async |by: &str| domain.recovery_settings_of(&name(by)).await.unwrap();
+        assert_eq!(of("harbour").await, None);
+        domain.leave_recovery_settings(&name("harbour"), "one").await.unwrap();
+        domain.leave_recovery_settings(&name("island"), "two").await.unwrap();
+        assert_eq!((of("harbour").await.as_deref(), of("island").await.as_deref()), (Some("one"), Some("two")));
+        domain.leave_recovery_settings(&name("harbour"), "three").await.unwrap();
+        assert_eq!(of("harbour").await.as_deref(), Some("three"));
+        domain.leave_recovery_settings(&name("harbour"), "").await.unwrap();
+        assert_eq!((of("harbour").await, of("island").await.as_deref()), (None, Some("two")));
+        writer.finish().await.unwrap();
+        // Damage is told, and not taken for nothing.
+        let path = dir.path().join(keys::recovery_settings(&name("d"), 2));
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        let error = domain.recovery_settings_of(&name("island")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged);
+    }
+}
