@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::access::Caller;
+use super::answers::Answers;
 use super::catalog::{self, Catalog, DomainRecord, EventRecord, Origin};
 use super::confirm::Tokens;
 use super::fault::{Done, Fault};
@@ -18,12 +19,9 @@ use super::world::SiteWorld;
 use crate::cancel::Cancel;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
-use crate::failover::{Engine, EngineSettings, HandOver, Request, TaskId, World};
+use crate::failover::{Engine, EngineSettings, TaskId, World};
 use crate::hypervisor::{ExecDriver, Hypervisor, NoHypervisor};
 use crate::ids::{Name, Time};
-
-/// Time between two looks whether another site asks for a domain.
-const ANSWER_EVERY: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// What the appliance itself does stands under this name in the events.
 const SELF: &str = "appliance";
@@ -37,6 +35,7 @@ pub struct Appliance {
     pub(crate) looks: Arc<Looks>,
     pub(crate) world: Arc<SiteWorld>,
     pub(crate) engine: Engine,
+    pub(super) answers: Answers,
     pub(crate) turns: Turns,
     pub(crate) tokens: Tokens,
     pub(crate) closing: Cancel,
@@ -86,6 +85,7 @@ impl Appliance {
             looks,
             world,
             engine,
+            answers: Answers::default(),
             turns: Turns::default(),
             tokens: Tokens::new(settings.confirmation),
             closing,
@@ -125,46 +125,13 @@ impl Appliance {
         });
         for record in known.await? {
             // Where its disks follow the domain, it was taken from this site, or is not this site's yet.
-            if self.world.recovery(&record.name).await?.is_some_and(|recovery| recovery.follows) {
+            if self.world.known().recovery(&record.name).await?.is_some_and(|recovery| recovery.follows) {
                 continue;
             }
             let request = self.world.protect_request(&record.name).await?;
             self.hosting.restart(&self.stores, &record.store, request)?;
         }
         Ok(())
-    }
-
-    /// Hands over, or turns down, as the settings say, whenever another site asks for a domain of this one.
-    pub(crate) async fn keep_answering(self: Arc<Appliance>) {
-        while !self.closing.is_cancelled() {
-            for (domain, hosted) in self.hosting.all() {
-                let Some(asked) = hosted.asked().await else { continue };
-                if self.engine.running(&domain).is_some() {
-                    continue;
-                }
-                let who = asked.site.to_string();
-                let done = match self.settings.failover.hands_over {
-                    true => self.begin_hand_over(&domain, asked.site).await,
-                    false => hosted.turn_down().await,
-                };
-                let told = done.as_ref().map_err(|error| error.kind().word()).copied();
-                let detail = done.as_ref().err().map(ToString::to_string).unwrap_or_default();
-                self.note(&format!("site {who}"), "asked for a domain", domain.as_str(), told, &detail).await;
-            }
-            let pause = tokio::time::sleep(ANSWER_EVERY);
-            tokio::select! { () = pause => {} () = self.closing.cancelled() => {} }
-        }
-    }
-
-    async fn begin_hand_over(&self, domain: &Name, to: Name) -> Result<()> {
-        let limits = &self.settings.failover;
-        let request = Request::HandOver(HandOver {
-            domain: domain.clone(),
-            to,
-            shutdown_limit_seconds: limits.shutdown_limit.as_secs(),
-            taken_limit_seconds: limits.taken_limit.as_secs(),
-        });
-        self.engine.submit(request, SELF).await.map(drop)
     }
 
     /// Looks at imported domains until the appliance closes.

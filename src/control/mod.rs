@@ -14,6 +14,7 @@
 //! | `access`, `fault`, `confirm`, `turns` | who may call; what errors look like; what is confirmed; whose turn it is |
 //! | `appliance` | what the services share, and the rules of every act |
 //! | `stores`, `looks`, `hosting`, `view` | open stores; what was seen in them; protections that run; domains as they are shown |
+//! | `answers` | what a site is told that asks for a domain of this one |
 //! | `world` | this site as the engine of failovers sees it |
 //! | `services` | the API's methods |
 //! | `metrics` | figures for Prometheus |
@@ -23,6 +24,7 @@
 //! Nothing here moves a guest's bytes: the library does, and goes on doing so while nobody asks.
 
 mod access;
+mod answers;
 mod appliance;
 mod catalog;
 mod client;

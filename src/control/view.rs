@@ -139,7 +139,7 @@ impl Appliance {
         if let Some(task) = &task {
             view.task_id = task.id.to_string();
         }
-        let here = self.world.recovery(&record.name).await.is_ok_and(|recovery| recovery.is_some());
+        let here = self.world.known().recovery(&record.name).await.is_ok_and(|recovery| recovery.is_some());
         let name = record.name.clone();
         let protects = async { self.catalog.call(move |db| super::catalog::protected(db, &name)).await };
         let idle = self.hosting.get(&record.name).is_none();

@@ -182,6 +182,8 @@ pub struct Ownership {
     request: Option<(Name, Time)>,
     /// The last request that was turned down since the newest claim, and when.
     turned_down: Option<(Name, Time, Time)>,
+    /// The same, since the domain changed hands.
+    refusal: Option<(Name, Time, Time)>,
     floor: SegmentNo,
     voids: Vec<(u64, Void)>,
 }
@@ -235,7 +237,7 @@ impl Ownership {
                     return Err(Void::OwnedAlready);
                 }
                 self.request = Some((record.author.site.clone(), record.at));
-                self.turned_down = None;
+                (self.turned_down, self.refusal) = (None, None);
                 Ok(())
             }
             OwnerKind::Release { generation, .. } => {
@@ -253,8 +255,8 @@ impl Ownership {
         if generation != self.newest_generation().next() {
             return Err(Void::NotTheNextGeneration);
         }
+        let own = self.newest().is_some_and(|newest| newest.author.site == record.author.site);
         if let Some(newest) = self.newest() {
-            let own = newest.author.site == record.author.site;
             match (own, newest.released.is_some()) {
                 _ if take_over => {}
                 (true, false) | (false, true) => {}
@@ -272,6 +274,9 @@ impl Ownership {
             released: None,
         });
         (self.request, self.turned_down) = (None, None);
+        if !own {
+            self.refusal = None;
+        }
         Ok(())
     }
 
@@ -287,6 +292,7 @@ impl Ownership {
             (false, _, None) => Err(Void::OwnedByAnotherSite),
             (true, _, Some((site, at))) => {
                 self.turned_down = Some((site, at, record.at));
+                self.refusal.clone_from(&self.turned_down);
                 Ok(())
             }
             _ => Ok(()),
@@ -389,6 +395,13 @@ impl Ownership {
     /// The site that asks for the domain, and since when.
     pub fn request(&self) -> Option<(&Name, Time)> {
         self.request.as_ref().map(|(site, at)| (site, *at))
+    }
+
+    /// The last request that was turned down since the domain changed hands, and when. Unlike
+    /// [`Ownership::hand_over`] it is told, too, after the owner started anew: an owner that turns somebody down often does
+    /// that next, and who asked must still read the answer.
+    pub fn refusal(&self) -> Option<(Asked, Time)> {
+        self.refusal.as_ref().map(|(site, at, since)| (Asked { site: site.clone(), at: *at }, *since))
     }
 
     /// How far a hand-over of the newest generation is.

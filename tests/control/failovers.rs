@@ -145,7 +145,7 @@ fn read(site: &Site<'_>, at: u64) -> u8 {
 }
 
 #[test]
-fn a_forced_failover_runs_at_the_other_site_and_the_old_one_is_fenced() {
+fn a_forced_failover_runs_at_the_other_site_and_the_old_one_is_fenced_and_comes_back_in_place() {
     let place = Place::new();
     let (first, second) = two_sites(&place);
     write(&first, 2 * MIB, 9);
@@ -160,6 +160,42 @@ fn a_forced_failover_runs_at_the_other_site_and_the_old_one_is_fenced() {
     write(&second, 3 * MIB, 6);
     second.ask(&["domain", "point", "d"]);
     assert_eq!(read(&second, 3 * MIB), 6);
+
+    // It follows onto the disks that it has, and nothing that diverged is overwritten unless that is said.
+    let back = first.datastore();
+    let mut follow = vec!["failback", "continuous", "d", "--datastore", &back, "--in-place", "--log-size", "256MiB"];
+    follow.extend(["--yes", "d"]);
+    let refused = first.appliance.ask(&follow).bad(4);
+    assert!(refused.contains("diverge"), "{refused}");
+    assert_eq!(first.guest().read(3 * MIB, 4096).unwrap(), [5; 4096], "it has what it wrote");
+    follow.push("--accept-divergence");
+    std::fs::write(first.hypervisor("vm-web"), "off\n").unwrap();
+    first.task(&follow);
+    first.until_mode("DOMAIN_MODE_CONTINUOUS_REHYDRATION_IN_PROGRESS");
+    first.task(&["failover", "complete", "d", "--planned", "--yes", "d"]);
+    first.runs("DOMAIN_MODE_PROTECTED");
+    assert_eq!((read(&first, 2 * MIB), read(&first, 3 * MIB), read(&first, MIB)), (9, 6, 7));
+}
+
+#[test]
+fn a_site_that_cannot_hand_over_says_so_once_and_its_guests_go_on() {
+    let place = Place::new();
+    let (first, second) = two_sites(&place);
+    // Its hypervisor answers nothing any more.
+    std::fs::write(first.hypervisor("driver"), "#!/bin/sh\nexit 4\n").unwrap();
+    let there = second.datastore();
+    let start = ["failover", "start", "d", "--planned", "--datastore", &there, "--log-size", "256MiB", "--yes", "d"];
+    let begun = second.ask(&start);
+    let id = begun["task"]["id"].as_str().or(begun["id"].as_str()).unwrap().to_owned();
+    let ended = second.ended(&id, "TASK_STATE_FAILED");
+    assert!(ended.to_string().contains("turned down"), "{ended:#}");
+    first.until_idle();
+    let tasks = first.ask(&["task", "list", "--domain", "d"]);
+    assert_eq!(tasks["tasks"].as_array().unwrap().len(), 1, "{tasks:#}");
+    write(&first, 2 * MIB, 4);
+    assert_eq!((read(&first, 2 * MIB), first.power()), (4, "running".to_owned()));
+    let shown = first.appliance.until_recoverable("d");
+    assert_eq!((&shown["mode"], &shown["owner_site"]), (&"DOMAIN_MODE_PROTECTED".into(), &"first".into()));
 }
 
 #[test]

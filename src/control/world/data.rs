@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::SiteWorld;
 use crate::cancel::Cancel;
-use crate::capture::VmSource;
 use crate::control::catalog::{self, DomainRecord, Recovery};
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
 use crate::failover::{FailoverPlan, PointChoice, Reached, RehydrateTo};
@@ -13,114 +12,80 @@ use crate::hypervisor::{DiskSpec, NicSpec, VmSpec};
 use crate::ids::{Name, SegmentRef};
 use crate::progress::Progress;
 use crate::protect::{Origin, ProtectRequest, rehydrated_disks};
-use crate::rehydrate::{
-    Completion, Following, Mode, Placement, RehydrateReport, RehydrateRequest, divergence, rehydrate,
-};
+use crate::rehydrate::{Completion, Following, Mode, RehydrateReport, RehydrateRequest, rehydrate};
 
 impl SiteWorld {
-    /// What this site protects, or did.
-    pub(super) async fn protected(&self, domain: &Name) -> Result<Vec<VmSource>> {
-        let which = domain.clone();
-        self.catalog.call(move |db| catalog::protected(db, &which)).await
-    }
-
-    pub(crate) async fn recovery(&self, domain: &Name) -> Result<Option<Recovery>> {
-        let which = domain.clone();
-        self.catalog.call(move |db| Recovery::find(db, &which)).await
-    }
-
     async fn keep(&self, domain: &Name, plan: &FailoverPlan, follows: bool) -> Result<()> {
         let (which, recovery) = (domain.clone(), Recovery { plan: plan.clone(), follows });
         self.catalog.call(move |db| recovery.put(db, &which)).await
     }
 
-    /// The request by which the plan's disks are rehydrated.
-    pub(super) async fn rehydrate_request(&self, plan: &FailoverPlan) -> Result<RehydrateRequest> {
-        let domain = plan.general.domain.clone();
-        let mut request =
-            RehydrateRequest::new(domain.clone(), plan.failover.datastore.clone(), plan.dr.log_store.clone());
-        (request.log_size, request.memory) = (plan.dr.log_size, plan.dr.memory);
-        request.engine = self.settings.protect.engine;
-        let state = self.settings.protect.log_store.clone();
-        let was_protected = state.join(domain.key()).is_dir();
-        if plan.options.in_place {
-            self.place(&mut request).await?;
-        }
-        if plan.options.in_place && was_protected {
-            request.protected = Some(state);
-            if plan.options.accept_divergence {
-                let record = self.record(&domain).await?;
-                let site = self.stores.open(&record.store).await?;
-                request.discard = divergence(&site, &request).await?.map(|found| found.name());
-            }
-        }
-        Ok(request)
-    }
-
-    /// The disks stand where this site protects them, or did.
-    pub(super) async fn place(&self, request: &mut RehydrateRequest) -> Result<()> {
-        // Those that stand in the datastore need no place of their own.
-        let root = request.datastore.join(request.domain.key());
-        for vm in self.protected(&request.domain).await? {
-            let name = vm.name;
-            let elsewhere = vm.disks.into_iter().filter(|disk| !disk.path.starts_with(&root));
-            request.placements.extend(elsewhere.map(|disk| Placement {
-                vm: name.clone(),
-                disk: disk.name,
-                path: disk.path,
-            }));
-        }
-        Ok(())
-    }
-
     pub(super) async fn bring_to(&self, to: &RehydrateTo, progress: Arc<Progress>, cancel: Cancel) -> Result<Reached> {
         let domain = &to.plan.general.domain;
-        let record = self.record(domain).await?;
+        let record = self.known.record(domain).await?;
+        self.end_superseded(domain).await?;
         self.keep(domain, &to.plan, false).await?;
         let site = self.stores.open(&record.store).await?;
         let request = RehydrateRequest {
             target: to.point.into(),
             mode: Mode::AsNeeded,
             vms: to.vms.clone(),
-            ..self.rehydrate_request(&to.plan).await?
+            ..self.known.rehydrate_request(&to.plan).await?
         };
-        rehydrate(&site, request, progress, cancel).await.map(reached)
+        reached(rehydrate(&site, request, progress, cancel).await?)
     }
 
     pub(super) async fn begin_following(&self, plan: &FailoverPlan) -> Result<()> {
         let domain = &plan.general.domain;
-        let record = self.record(domain).await?;
+        let record = self.known.record(domain).await?;
         // What is wrong with it is told now, and not by a run in the background.
-        self.rehydrate_request(plan).await?.validate()?;
+        self.end_superseded(domain).await?;
+        self.known.rehydrate_request(plan).await?.validate()?;
         self.keep(domain, plan, true).await?;
-        self.run_follower(&record, plan.clone()).await
+        self.run_follower(&record, plan.clone());
+        Ok(())
     }
 
     /// Has the disks of a domain follow it, as the catalog says.
     pub(crate) async fn follow_again(&self) -> Result<()> {
         let names = self.catalog.call(Recovery::following).await?;
         for domain in names {
-            let record = self.record(&domain).await?;
-            if let Some(recovery) = self.recovery(&domain).await? {
-                self.run_follower(&record, recovery.plan).await?;
+            let record = self.known.record(&domain).await?;
+            if let Some(recovery) = self.known.recovery(&domain).await? {
+                self.run_follower(&record, recovery.plan);
             }
         }
         Ok(())
     }
 
-    async fn run_follower(&self, record: &DomainRecord, plan: FailoverPlan) -> Result<()> {
-        let (stores, store) = (Arc::clone(&self.stores), record.store.clone());
-        let request = self.rehydrate_request(&plan).await?;
+    fn run_follower(&self, record: &DomainRecord, plan: FailoverPlan) {
+        let (known, store, to) = (self.known.clone(), record.store.clone(), plan.clone());
+        // Made anew each time: what diverged, say, is told by a storage site that may be away now.
         let start = move || {
-            let (stores, store, request) = (Arc::clone(&stores), store.clone(), request.clone());
+            let (known, store, to) = (known.clone(), store.clone(), to.clone());
             let start = async move {
-                let site = stores.open(&store).await?;
-                Following::start(&site, request).await
+                let site = known.stores.open(&store).await?;
+                Following::start(&site, known.rehydrate_request(&to).await?).await
             };
             Box::pin(start) as futures::future::BoxFuture<'static, Result<Following>>
         };
         self.followers.start(&record.name, plan, Arc::new(start));
-        Ok(())
+    }
+
+    /// Ends a protection whose domain belongs to another site now: its disks are to be rehydrated. One of a domain that is
+    /// this site's stays, and is in the way.
+    async fn end_superseded(&self, domain: &Name) -> Result<()> {
+        let Some(hosted) = self.hosting.get(domain) else { return Ok(()) };
+        let (_, view) = self.view(domain).await?;
+        if view.ownership().newest().is_some_and(|newest| newest.author.site == self.settings.site) {
+            return Ok(());
+        }
+        let status = hosted.status().await;
+        tracing::info!(%domain, mode = %status.mode, "its protection is ended: the domain is another site's");
+        match self.hosting.end(domain).await {
+            Some(Err(error)) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     pub(super) async fn complete_following(
@@ -131,10 +96,10 @@ impl SiteWorld {
         cancel: Cancel,
     ) -> Result<Reached> {
         let none = || Error::new(ErrorKind::NotFound, format!("no disks of domain {domain} follow it here"));
-        let recovery = self.recovery(domain).await?.ok_or_else(none)?;
+        let recovery = self.known.recovery(domain).await?.ok_or_else(none)?;
         let completed = self.followers.complete(domain, Completion::Point(at.segment)).await;
         let reached = match completed {
-            Some(Ok(report)) if report.point == at && !report.between_points => reached(report),
+            Some(Ok(report)) if report.point == at && !report.between_points => reached(report)?,
             other => {
                 if let Some(Err(error)) = other {
                     tracing::warn!(%domain, "its follower did not come to segment {}: {error}", at.segment);
@@ -157,8 +122,8 @@ impl SiteWorld {
 
     /// The request by which the disks of a domain are protected here: those of the catalog.
     pub(crate) async fn protect_request(&self, domain: &Name) -> Result<ProtectRequest> {
-        let vms = self.protected(domain).await?;
-        let origin = match self.recovery(domain).await? {
+        let vms = self.known.protected(domain).await?;
+        let origin = match self.known.recovery(domain).await? {
             Some(recovery) => Origin::Rehydrated { datastore: recovery.plan.failover.datastore },
             None => Origin::Site,
         };
@@ -171,7 +136,7 @@ impl SiteWorld {
         plan: Option<&FailoverPlan>,
         vms: &[Name],
     ) -> Result<()> {
-        let record = self.record(domain).await?;
+        let record = self.known.record(domain).await?;
         if let Some(hosted) = self.hosting.get(domain) {
             if hosted.is_running().await && hosted.status().await.mode != "fenced" {
                 return Ok(());
@@ -195,7 +160,7 @@ impl SiteWorld {
         let site = self.stores.open(&record.store).await?;
         let state = &self.settings.protect.log_store;
         let held = rehydrated_disks(&site, &record.name, &plan.failover.datastore, state).await?;
-        let known = self.protected(&record.name).await?;
+        let known = self.known.protected(&record.name).await?;
         let mut sources = held.vms;
         sources.retain(|vm| vms.is_empty() || vms.contains(&vm.name));
         if plan.options.in_place {
@@ -309,7 +274,9 @@ impl SiteWorld {
 
     /// Removes the replication log of a rehydration whose disks are protected now: nothing reads it any more.
     pub(super) async fn remove_leftovers(&self, domain: &Name) -> Result<()> {
-        let Some(recovery) = self.recovery(domain).await?.filter(|recovery| !recovery.follows) else { return Ok(()) };
+        let Some(recovery) = self.known.recovery(domain).await?.filter(|recovery| !recovery.follows) else {
+            return Ok(());
+        };
         let log = crate::log::log_path(&recovery.plan.dr.log_store, domain);
         remove_file(log).await
     }
@@ -319,7 +286,7 @@ impl SiteWorld {
         if let Some(ended) = self.hosting.end(domain).await {
             ended?;
         }
-        if delete_disks && let Some(recovery) = self.recovery(domain).await? {
+        if delete_disks && let Some(recovery) = self.known.recovery(domain).await? {
             let dir = recovery.plan.failover.datastore.join(domain.key());
             remove_file(crate::log::log_path(&recovery.plan.dr.log_store, domain)).await?;
             let removed = tokio::fs::remove_dir_all(&dir).await;
@@ -345,11 +312,23 @@ async fn remove_file(path: PathBuf) -> Result<()> {
     }
 }
 
-fn reached(report: RehydrateReport) -> Reached {
-    let damage = report.damage.iter().map(|d| {
+/// What a rehydration came to. VMs that the point does not cover are damage: their disks are of no one moment.
+fn reached(report: RehydrateReport) -> Result<Reached> {
+    if report.between_points {
+        let why = format!("disks are past point {} and equal none: rehydrating goes on from there", report.point);
+        return Err(Error::new(ErrorKind::Unreachable, why));
+    }
+    let ranges = report.damage.iter().map(|d| {
         let end = d.offset + d.len;
         let files = if d.files.is_empty() { String::new() } else { format!(" ({})", d.files.join(", ")) };
         format!("disk {}: bytes {} to {end}: {}{files}", d.label, d.offset, d.why)
     });
-    Reached { at: report.point, damage: damage.collect() }
+    let uncovered = report.uncovered.iter().map(|vm| {
+        let newest = vm.newest.map_or("no point does".to_owned(), |n| format!("the newest one that does is {n}"));
+        format!(
+            "VM {}: point {} does not cover it, and its disks are of no one moment; {newest}",
+            vm.name, report.point
+        )
+    });
+    Ok(Reached { at: report.point, damage: ranges.chain(uncovered).collect() })
 }

@@ -53,7 +53,7 @@ impl SiteWorld {
 
     /// VMs and disks of the domain, as of its newest segment.
     pub(super) async fn catalogue(&self, view: &mut Domain) -> Result<Catalogue> {
-        let record = self.record(view.name()).await?;
+        let record = self.known.record(view.name()).await?;
         let now = crate::clock::Clock::now(&crate::clock::SystemClock);
         let look = self.looks.look(&self.stores, &record, now).await?;
         let summary = look.found.map_err(|(kind, why)| crate::error::Error::new(kind, why))?;
@@ -61,7 +61,9 @@ impl SiteWorld {
     }
 
     async fn follow_facts(&self, domain: &Name, view: &Domain) -> Result<Option<FollowFacts>> {
-        let Some(recovery) = self.recovery(domain).await?.filter(|recovery| recovery.follows) else { return Ok(None) };
+        let Some(recovery) = self.known.recovery(domain).await?.filter(|recovery| recovery.follows) else {
+            return Ok(None);
+        };
         let Some((_, seen)) = self.followers.seen(domain) else {
             let problem = Some("it is not started yet".to_owned());
             let (landed, applied) = (None, None);
@@ -106,8 +108,7 @@ impl SiteWorld {
             let at = follow.applied.map(|point| point.at).unwrap_or_default();
             return Ok(LocalDisks::Rehydrated { at });
         }
-        let which = record.name.clone();
-        let vms = self.catalog.call(move |db| crate::control::catalog::protected(db, &which)).await?;
+        let vms = self.known.protected(&record.name).await?;
         let was_protected = self.settings.protect.log_store.join(record.name.key()).is_dir();
         if !vms.is_empty() && was_protected {
             if is_ours || self.hosting.get(&record.name).is_some() {
@@ -119,7 +120,7 @@ impl SiteWorld {
             }
             return self.left_over(record).await;
         }
-        Ok(match self.recovery(&record.name).await? {
+        Ok(match self.known.recovery(&record.name).await? {
             Some(_) => LocalDisks::Rehydrated { at: SegmentRef::default() },
             None => LocalDisks::None,
         })
@@ -128,10 +129,10 @@ impl SiteWorld {
     /// What a protection left whose domain belongs to another site now.
     async fn left_over(&self, record: &DomainRecord) -> Result<LocalDisks> {
         let state = self.settings.protect.log_store.clone();
-        let datastore = self.recovery(&record.name).await?.map(|recovery| recovery.plan.failover.datastore);
+        let datastore = self.known.recovery(&record.name).await?.map(|recovery| recovery.plan.failover.datastore);
         let datastore = datastore.unwrap_or_else(|| state.clone());
         let mut request = RehydrateRequest::new(record.name.clone(), datastore, state.clone());
-        self.place(&mut request).await?;
+        self.known.place(&mut request).await?;
         request.protected = Some(state);
         let site = self.stores.open(&record.store).await?;
         Ok(match divergence(&site, &request).await? {
@@ -162,10 +163,12 @@ fn request(ownership: &Ownership) -> Option<HandOverRequest> {
         withdrawn: false,
     };
     match ownership.hand_over() {
-        HandOver::None => None,
         HandOver::Asked(asked) => Some(standing(asked, None)),
-        HandOver::TurnedDown(asked, at) => Some(standing(asked, Some(format!("it was turned down at {at}")))),
         HandOver::Released(_, asked) => asked.map(|asked| standing(asked, None)),
+        HandOver::None | HandOver::TurnedDown(..) => {
+            let (asked, at) = ownership.refusal()?;
+            Some(standing(asked, Some(format!("it was turned down at {at}"))))
+        }
     }
 }
 

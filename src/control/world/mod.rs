@@ -5,6 +5,7 @@
 //! | `look`, `survey` | what is so: a domain, and what there is for a plan |
 //! | `data` | bringing disks to a point, following, protecting, draining |
 //! | `owner` | the ownership log: asking, claiming, releasing, taking back |
+//! | `known` | what the catalog knows of disks here |
 //! | `follower` | runs that follow domains |
 //!
 //! Owns nothing that a step did: that stands in the storage site, on the disks, in the catalog, or runs in `hosting` and
@@ -12,6 +13,7 @@
 
 mod data;
 mod follower;
+mod known;
 mod look;
 mod owner;
 mod survey;
@@ -39,9 +41,11 @@ use crate::progress::Progress;
 use crate::store::Domain;
 
 pub(crate) use follower::Followers;
+use known::Known;
 
 /// See the module.
 pub(crate) struct SiteWorld {
+    pub(super) known: Known,
     pub(super) settings: Settings,
     pub(super) catalog: Catalog,
     pub(super) stores: Arc<OpenStores>,
@@ -63,7 +67,13 @@ impl SiteWorld {
         hypervisor: Arc<dyn Hypervisor>,
     ) -> SiteWorld {
         let (followers, views) = (Arc::default(), Mutex::default());
-        SiteWorld { settings, catalog, stores, hosting, looks, followers, hypervisor, views }
+        let known = Known { settings: settings.clone(), catalog: catalog.clone(), stores: Arc::clone(&stores) };
+        SiteWorld { known, settings, catalog, stores, hosting, looks, followers, hypervisor, views }
+    }
+
+    /// What the catalog knows of disks here.
+    pub(crate) fn known(&self) -> &Known {
+        &self.known
     }
 
     /// Runs that follow domains.
@@ -71,14 +81,9 @@ impl SiteWorld {
         &self.followers
     }
 
-    async fn record(&self, domain: &Name) -> Result<DomainRecord> {
-        let which = domain.clone();
-        self.catalog.call(move |db| DomainRecord::get(db, &which)).await
-    }
-
     /// The domain as its ownership log has it now.
     async fn view(&self, domain: &Name) -> Result<(DomainRecord, Domain)> {
-        let record = self.record(domain).await?;
+        let record = self.known.record(domain).await?;
         let site = self.stores.open(&record.store).await?;
         let kept = self.lock_views().get(domain).cloned();
         let kept = kept.filter(|view| view.site().url() == site.url() && record.id.is_none_or(|id| id == view.id()));

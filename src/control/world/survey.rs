@@ -44,7 +44,7 @@ impl SiteWorld {
                 Ok(known) => {
                     let named = |name: &crate::ids::Name| facts.vms.iter().any(|vm| vm.name == *name);
                     // What this site protects of the domain, or did, it has defined.
-                    let own = self.protected(domain).await.unwrap_or_default();
+                    let own = self.known.protected(domain).await.unwrap_or_default();
                     let foreign = |name: &crate::ids::Name| named(name) && !own.iter().any(|vm| vm.name == *name);
                     survey.foreign_vms = known.into_iter().map(|vm| vm.name).filter(foreign).collect();
                 }

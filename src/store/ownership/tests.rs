@@ -210,7 +210,13 @@ fn the_owner_turns_a_request_down_and_who_asks_takes_it_back() {
     assert_eq!(down.clone().resume("P", 1).void(), Some(Void::NotReleased), "once");
     let again = down.clone().request("R", 1);
     assert_eq!(again.fold().hand_over(), HandOver::Asked(by(&again, 4)));
-    assert_eq!(down.claim("P", 2).fold().hand_over(), HandOver::None);
+    assert_eq!(down.clone().claim("P", 2).fold().hand_over(), HandOver::None);
+    // Its answer outlives a new start of the owner, and not a new owner, nor a new question.
+    let refusal = Some((by(&down, 2), down.last().at));
+    let anew = down.clone().claim("P", 2).base(2, at(0, 0));
+    assert_eq!((down.fold().refusal(), anew.fold().refusal()), (refusal.clone(), refusal));
+    assert_eq!(anew.clone().take_over("R", 3).fold().refusal(), None);
+    assert_eq!((anew.request("R", 2).fold().refusal(), again.fold().refusal()), (None, None));
     // A third site has nothing to take back; who asks has, and that neither gives nor takes the domain.
     assert_eq!(asked.clone().resume("X", 1).void(), Some(Void::OwnedByAnotherSite));
     assert_eq!(asked.clone().resume("R", 1).fold().hand_over(), HandOver::None);
