@@ -65,8 +65,10 @@ impl Faults {
         }
     }
 
-    /// A moment of a call: a dead process never gets past it.
+    /// A moment of a call: a dead process never gets past it. Others have their turn at each, as they would while a real call
+    /// is under way.
     pub(crate) async fn moment(&self, place: &str) -> Result<()> {
+        tokio::task::yield_now().await;
         match self.next(place, false)? {
             true => Ok(()),
             false => std::future::pending().await,
