@@ -56,6 +56,8 @@ impl Site {
             let at = i * STEP * (places / (mib * STEP)).max(1) % places;
             file.write_all_at(&half(round << 32 | i), at * MIB).expect("a write to the image");
         }
+        // An image that is written meanwhile is refused.
+        drop(file);
         let disk = DiskSource { name: name("root"), path: self.image.clone(), size: None };
         let vms = vec![VmSource { name: name("vm"), disks: vec![disk], definition: None }];
         let request =

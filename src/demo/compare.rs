@@ -28,7 +28,8 @@ fn same(a: &Path, b: &Path) -> Result<u64> {
         let n = usize::try_from(size - offset).unwrap_or(CHUNK).min(CHUNK);
         left.read_exact(&mut x[..n]).io_context(|| format!("read {}", a.display()))?;
         right.read_exact(&mut y[..n]).io_context(|| format!("read {}", b.display()))?;
-        if let Some(i) = (0..n).find(|i| x[..n] != y[..n] && x[*i] != y[*i]) {
+        if x[..n] != y[..n] {
+            let i = x.iter().zip(&y).take_while(|(x, y)| x == y).count();
             let why = format!("{} and {} differ at byte {}", a.display(), b.display(), offset + i as u64);
             return Err(Error::new(ErrorKind::Damaged, why));
         }

@@ -48,7 +48,8 @@ async fn any_flipped_byte_is_named() {
     let whole = ["map-page", "manifest", "owner-base", "status", "watermark", "intent", "protection"];
     for name in ["segment-zstd", "frame-zstd"].into_iter().chain(whole) {
         let bytes = std::fs::read(golden(name)).unwrap();
-        for at in 8..bytes.len() {
+        // Every byte of what is small and of headers, and one of each few of what comes after.
+        for at in (8..bytes.len()).filter(|at| *at < 1024 || at % 11 == 0) {
             let mut bad = bytes.clone();
             bad[at] ^= 4;
             std::fs::write(&path, bad).unwrap();

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -16,7 +16,7 @@ use crate::ids::Name;
 use crate::progress::Snapshot;
 use crate::rehydrate::{Completion, FollowState, Following, RehydrateReport};
 
-/// First pause after a run that ended by itself, doubled up to [`MAX_PAUSE`].
+/// First pause after a run that ended by itself, doubled up to [`MAX_PAUSE`] from one short run to the next.
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// Time between two looks at a run.
@@ -131,6 +131,7 @@ impl Keeper {
     async fn run(self, mut ends: tokio::sync::mpsc::Receiver<End>) {
         let mut pause = MIN_PAUSE;
         loop {
+            let began = Instant::now();
             let started = tokio::select! {
                 started = (self.start)() => started,
                 () = self.cancel.cancelled() => Err(Error::new(ErrorKind::Cancelled, "it was ended")),
@@ -146,6 +147,9 @@ impl Keeper {
                 tracing::warn!(domain = %self.domain, "its disks do not follow it, and that is tried again: {ended}");
             }
             self.tell(|seen| (seen.running, seen.problem) = (false, Some(ended.to_string())));
+            if began.elapsed() > MAX_PAUSE {
+                pause = MIN_PAUSE;
+            }
             tokio::select! {
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(MAX_PAUSE),
                 end = ends.recv() => {

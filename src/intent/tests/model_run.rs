@@ -2,24 +2,25 @@
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
-use proptest::test_runner::TestRunner;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::super::rule::{Clause, Rule};
 use super::model::*;
 
-/// Clauses in no order.
-const CLAUSES: [Clause; 11] = [
-    Clause::MarkedFirst,
-    Clause::ClearedIsUnmarked,
-    Clause::MarkWhatIsSet,
-    Clause::Accepted,
-    Clause::NothingInFlight,
-    Clause::NotUnsynced,
-    Clause::SyncedAfter,
-    Clause::LookedAtAgain,
-    Clause::FailedStaysSet,
-    Clause::UncapturedStaysSet,
-    Clause::SyncFailedEndsClearing,
+/// Clauses, each with the first run that is tried without it: runs that notice it at once are here, so that all of it is
+/// quick; others are found as well, later.
+const CLAUSES: [(Clause, u32); 11] = [
+    (Clause::MarkedFirst, 0),
+    (Clause::ClearedIsUnmarked, 96),
+    (Clause::MarkWhatIsSet, 186),
+    (Clause::Accepted, 2),
+    (Clause::NothingInFlight, 57),
+    (Clause::NotUnsynced, 96),
+    (Clause::SyncedAfter, 0),
+    (Clause::LookedAtAgain, 344),
+    (Clause::FailedStaysSet, 11),
+    (Clause::UncapturedStaysSet, 53),
+    (Clause::SyncFailedEndsClearing, 1506),
 ];
 
 /// Random runs that are tried before a clause counts as needless; a few dozen are enough for each of them.
@@ -72,10 +73,10 @@ proptest! {
 
 #[test]
 fn every_clause_of_the_rule_is_needed() {
-    let mut runner = TestRunner::deterministic();
-    for clause in CLAUSES {
-        let tried = (0..RUNS).find(|_| {
-            let ops = runs().new_tree(&mut runner).unwrap().current();
+    for (clause, first) in CLAUSES {
+        let tried = (first..first + RUNS).find(|n| {
+            let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &n.to_le_bytes().repeat(8));
+            let ops = runs().new_tree(&mut TestRunner::new_with_rng(Config::default(), rng)).unwrap().current();
             run(&ops, Rule::without(clause))
                 .is_err_and(|e| e.contains("clear, and") || e.contains("clear in memory, and"))
         });
