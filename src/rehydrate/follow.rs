@@ -13,6 +13,7 @@ use crate::format::Point;
 use crate::ids::{SegmentNo, SegmentRef};
 
 use super::landing::{End, Goal, Landed, Lander, Landing, SharedView};
+use super::pace::Pace;
 use super::session::Session;
 use super::steer::Completion;
 
@@ -77,6 +78,7 @@ impl Session {
             log: Arc::clone(&self.log),
             progress: Arc::clone(&self.progress),
             cancel: self.cancel.clone(),
+            pace: Pace::new(self.steer.clone(), self.cancel.clone()),
         };
         let landing = tokio::spawn(lander.run(at, goal, tell));
         let stopped = self.apply_as_it_lands(goal, &mut seen, &mut told, &view).await;

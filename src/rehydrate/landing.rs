@@ -22,6 +22,7 @@ use crate::log::ReplicationLog;
 use crate::progress::Progress;
 use crate::store::{Domain, Next, keys};
 
+use super::pace::Pace;
 use super::run::{MIN_PAUSE, is_away, next_pause};
 use super::steer::Completion;
 use super::work::MAX_RANGE;
@@ -30,8 +31,6 @@ use super::work::MAX_RANGE;
 const SEGMENTS_AHEAD: usize = 4;
 /// Points that wait to be told as landed.
 const POINTS: usize = 64;
-/// Time between looks for a next segment where there was none.
-const POLL: Duration = Duration::from_millis(500);
 /// Time after which an append that waits is told to who applies.
 const STALL: Duration = Duration::from_millis(100);
 /// Further fetches of a segment that does not verify.
@@ -124,6 +123,7 @@ pub(super) struct Lander {
     pub(super) log: Arc<ReplicationLog>,
     pub(super) progress: Arc<Progress>,
     pub(super) cancel: Cancel,
+    pub(super) pace: Pace,
 }
 
 enum Item {
@@ -151,6 +151,7 @@ impl Lander {
         let (begun, mut landing) = (Instant::now(), Landing::default());
         let (domain, log, progress) = (self.domain.clone(), Arc::clone(&self.log), Arc::clone(&self.progress));
         let patience = Patience::new(goal, &self.progress, &self.cancel);
+        let pace = self.pace.clone();
         let fetched = self.following(at, goal, patience.clone()).map(|item| {
             let (domain, progress, patience) = (domain.clone(), Arc::clone(&progress), patience.clone());
             async move {
@@ -166,6 +167,9 @@ impl Lander {
         while let Some(next) = fetched.next().await {
             let Some((parts, segment)) = next? else { return Ok((End::Rewound, landing)) };
             append(&log, &segment.header, &parts, &tell).await?;
+            if !segment.index.entries.is_empty() {
+                pace.wrote();
+            }
             landing.segments += 1;
             landing.bytes += Parts::new(&parts).len();
             let point = segment.index.point.clone();
@@ -195,10 +199,10 @@ impl Lander {
 
     /// The segments after `at` as they appear.
     fn following(self, at: SegmentRef, goal: Goal, patience: Patience) -> impl Stream<Item = Result<Item>> {
-        let view = self.view;
+        let (view, pace) = (self.view, self.pace);
         let state = Some((self.domain, self.cancel, at));
         stream::unfold(state, move |state| {
-            let (view, patience) = (view.clone(), patience.clone());
+            let (view, patience, pace) = (view.clone(), patience.clone(), pace.clone());
             async move {
                 let (mut domain, cancel, at) = state?;
                 let mut pause = MIN_PAUSE;
@@ -214,12 +218,7 @@ impl Lander {
                             return Some((Ok(Item::Segment(next)), Some((domain, cancel, next))));
                         }
                         Ok(Next::Rewound { .. }) => return Some((Ok(Item::Rewound), None)),
-                        Ok(Next::NotYet) => {
-                            tokio::select! {
-                                () = tokio::time::sleep(POLL) => {}
-                                () = cancel.cancelled() => {}
-                            }
-                        }
+                        Ok(Next::NotYet) => pace.wait().await,
                         Err(e) => match patience.wait(e, &mut pause).await {
                             Ok(()) => continue,
                             Err(e) => return Some((Err(e), None)),
