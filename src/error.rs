@@ -39,6 +39,23 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// All of them.
+    pub const ALL: [ErrorKind; 13] = [
+        ErrorKind::Invalid,
+        ErrorKind::NotFound,
+        ErrorKind::Refused,
+        ErrorKind::Fenced,
+        ErrorKind::Damaged,
+        ErrorKind::Incomplete,
+        ErrorKind::Full,
+        ErrorKind::Unreachable,
+        ErrorKind::Denied,
+        ErrorKind::Unsupported,
+        ErrorKind::Io,
+        ErrorKind::Cancelled,
+        ErrorKind::Internal,
+    ];
+
     /// Exit code of the binary for this kind. 2 is left to usage errors, which the argument parser reports.
     pub fn exit_code(self) -> u8 {
         match self {
@@ -58,23 +75,7 @@ impl ErrorKind {
 
     /// The kind that [`ErrorKind::word`] gives this word for.
     pub fn from_word(word: &str) -> Option<ErrorKind> {
-        use ErrorKind::*;
-        const ALL: [ErrorKind; 13] = [
-            Invalid,
-            NotFound,
-            Refused,
-            Fenced,
-            Damaged,
-            Incomplete,
-            Full,
-            Unreachable,
-            Denied,
-            Unsupported,
-            Io,
-            Cancelled,
-            Internal,
-        ];
-        ALL.into_iter().find(|kind| kind.word() == word)
+        ErrorKind::ALL.into_iter().find(|kind| kind.word() == word)
     }
 
     /// One word for `--json` output and logs.

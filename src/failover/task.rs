@@ -218,6 +218,10 @@ pub enum TaskState {
 }
 
 impl TaskState {
+    /// The words of all of them.
+    pub const WORDS: [&str; 8] =
+        ["pending", "running", "paused", "waiting-for-operator", "cancelling", "done", "failed", "cancelled"];
+
     /// Nothing changes it any more.
     pub fn is_terminal(&self) -> bool {
         matches!(self, TaskState::Done | TaskState::Failed { .. } | TaskState::Cancelled)

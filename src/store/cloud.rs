@@ -220,6 +220,11 @@ impl CloudStore {
     pub(super) fn counters(&self) -> StoreCounters {
         self.inner.watch.counters.snapshot()
     }
+
+    /// Tries that failed, by a word that says how.
+    pub(super) fn failed_tries(&self) -> Vec<(&'static str, u64)> {
+        self.inner.watch.failed_tries.snapshot()
+    }
 }
 
 impl Inner {
@@ -393,6 +398,7 @@ impl<'a> Attempts<'a> {
     /// Returns after the pause when there is to be another try, or gives the error.
     pub(super) async fn failed(&mut self, failure: Failure) -> Result<()> {
         let (class, answered) = (failure.class(), self.site.watch.answered());
+        self.site.watch.failed_tries.count(&failure);
         let pause = self.tries.pause(class, answered, self.began.elapsed(), failure.retry_after(), fastrand::f64());
         let Some(pause) = pause else { return Err(self.error(&failure)) };
         tracing::debug!(site = self.site.url, key = self.key, %failure, ?pause, "{} again", self.doing);

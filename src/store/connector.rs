@@ -23,6 +23,7 @@ use object_store::client::{
 use super::StoreOptions;
 use super::counters::{Counters, add, count};
 use super::failure::{Failure, Status, shorten};
+use super::figures::FailedTries;
 use super::store_clock::StoreClock;
 use crate::clock::{Clock, SystemClock};
 use crate::ids::Time;
@@ -40,6 +41,7 @@ pub(super) struct Watch {
     clock: Mutex<StoreClock>,
     answered: AtomicBool,
     pub(super) counters: Counters,
+    pub(super) failed_tries: FailedTries,
 }
 
 impl Watch {
@@ -52,6 +54,7 @@ impl Watch {
             clock: Mutex::default(),
             answered: AtomicBool::new(false),
             counters: Counters::default(),
+            failed_tries: FailedTries::default(),
         })
     }
 

@@ -16,6 +16,7 @@
 //! | `file`, `pool` | directories, aligned buffers |
 //! | `cloud`, `listing` | operations on an object store: tries, pauses, second requests |
 //! | `retry`, `hedge`, `failure`, `store_clock` | what is decided, without I/O |
+//! | `figures` | how long operations took, and what failed |
 //! | `client`, `connector` | the HTTP client and the layer that watches it |
 //! | `ownership`, `horizon` | who may write a domain, which objects count; no I/O |
 //! | `owner_log`, `prefix` | reading and appending ownership records; how far segments exist |
@@ -35,6 +36,7 @@ mod counters;
 mod domain;
 mod erase;
 mod failure;
+mod figures;
 mod file;
 mod hand_over;
 mod hedge;
@@ -64,6 +66,7 @@ mod writer;
 
 pub use domain::{Domain, FoundManifest, Next, list_domains};
 pub use erase::{Inventory, erase};
+pub use figures::{LATENCY_BOUNDS, Latency, Operation, OperationFigures, StoreFigures};
 pub use horizon::{Horizon, Seen};
 pub use liveness::{LIVE_FOR_MS, LastSign};
 pub use object::{Created, Fetched, ObjectInfo, Settled, StoreCounters};

@@ -1,18 +1,21 @@
 //! The one door to a storage site: keys relative to the site's prefix in, bytes out.
 //!
 //! It owns the choice of the backend, the retries and the hedges around single tries, and the settling of lost
-//! answers. It never interprets an object's bytes. It never lists on its own.
+//! answers, and it measures what it is asked for. It never interprets an object's bytes. It never lists on its own.
 
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::stream::BoxStream;
 
 use super::cloud::CloudStore;
+use super::figures::Operations;
 use super::file::FileStore;
-use super::{Created, Fetched, ObjectInfo, Settled, StoreCounters, StoreOptions, StoreUrl};
+use super::{Created, Fetched, ObjectInfo, Operation, Settled, StoreCounters, StoreFigures, StoreOptions, StoreUrl};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Time;
 
@@ -30,6 +33,7 @@ pub struct StorageSite {
 struct Inner {
     url: String,
     store: Store,
+    operations: Operations,
 }
 
 /// What is behind the door.
@@ -53,7 +57,7 @@ impl StorageSite {
                 Store::Cloud(CloudStore::new(shown.clone(), provider, &bucket, &prefix, options)?)
             }
         };
-        Ok(StorageSite { inner: Arc::new(Inner { url: shown, store }) })
+        Ok(StorageSite { inner: Arc::new(Inner { url: shown, store, operations: Operations::default() }) })
     }
 
     /// The site's URL, which never holds a secret.
@@ -80,18 +84,24 @@ impl StorageSite {
     ///
     /// Retried and hedged within the limits of the options. Meant for ranges up to 16 MiB.
     pub async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Option<Fetched>> {
-        match &self.inner.store {
-            Store::File(store) => store.get_range(key, range).await,
-            Store::Cloud(store) => store.get_range(key, range).await,
-        }
+        let work = async {
+            match &self.inner.store {
+                Store::File(store) => store.get_range(key, range).await,
+                Store::Cloud(store) => store.get_range(key, range).await,
+            }
+        };
+        self.inner.measured(Operation::Get, work).await
     }
 
     /// Length and time of an object; `None` where there is no such object.
     pub async fn head(&self, key: &str) -> Result<Option<ObjectInfo>> {
-        match &self.inner.store {
-            Store::File(store) => store.head(key).await,
-            Store::Cloud(store) => store.head(key).await,
-        }
+        let work = async {
+            match &self.inner.store {
+                Store::File(store) => store.head(key).await,
+                Store::Cloud(store) => store.head(key).await,
+            }
+        };
+        self.inner.measured(Operation::Head, work).await
     }
 
     /// Creates an object of `parts`, joined, if there is none of that key. Atomic, and durable when it returns.
@@ -99,10 +109,13 @@ impl StorageSite {
     /// A try whose answer was lost may have succeeded: [`Created::Exists`] can mean our own object. Use
     /// [`StorageSite::create_settled`], or read the object and look for what only we can have written.
     pub async fn create(&self, key: &str, parts: Vec<Bytes>) -> Result<Created> {
-        match &self.inner.store {
-            Store::File(store) => store.create(key, parts).await,
-            Store::Cloud(store) => store.create(key, parts).await,
-        }
+        let work = async {
+            match &self.inner.store {
+                Store::File(store) => store.create(key, parts).await,
+                Store::Cloud(store) => store.create(key, parts).await,
+            }
+        };
+        self.inner.measured(Operation::Put, work).await
     }
 
     /// As [`StorageSite::create`], and where the key is taken, reads back length, first and last 4096 bytes to tell
@@ -141,36 +154,55 @@ impl StorageSite {
 
     /// Writes an object whether or not one is there. Only for a domain's `status`, which nothing trusts.
     pub async fn put_status(&self, key: &str, bytes: Bytes) -> Result<()> {
-        match &self.inner.store {
-            Store::File(store) => store.put(key, bytes).await,
-            Store::Cloud(store) => store.overwrite(key, bytes).await,
-        }
+        let work = async {
+            match &self.inner.store {
+                Store::File(store) => store.put(key, bytes).await,
+                Store::Cloud(store) => store.overwrite(key, bytes).await,
+            }
+        };
+        self.inner.measured(Operation::Put, work).await
     }
 
     /// All objects in the folder `prefix` (empty for the whole site; a slash at its end makes no difference), in
     /// ascending byte order of their keys, those after `after` only. The same order on all stores: one that lists in
     /// another order ends the stream with [`ErrorKind::Unsupported`].
     pub fn list(&self, prefix: &str, after: Option<&str>) -> BoxStream<'static, Result<ObjectInfo>> {
-        match &self.inner.store {
+        let objects = match &self.inner.store {
             Store::File(store) => store.list(prefix, after),
             Store::Cloud(store) => store.list(prefix, after),
-        }
+        };
+        let listing = Listing { inner: Arc::clone(&self.inner), spent: Duration::ZERO, failed: None, begun: false };
+        let next = |(mut objects, mut listing): (BoxStream<'static, Result<ObjectInfo>>, Listing)| async move {
+            let began = Instant::now();
+            let object = objects.next().await;
+            listing.begun = true;
+            listing.spent += began.elapsed();
+            listing.failed = object.as_ref().and_then(|object| object.as_ref().err()).map(Error::kind);
+            Some((object?, (objects, listing)))
+        };
+        futures::stream::unfold((objects, listing), next).boxed()
     }
 
     /// Names of the folders directly within the folder `prefix`, ascending, without slashes.
     pub async fn list_dirs(&self, prefix: &str) -> Result<Vec<String>> {
-        match &self.inner.store {
-            Store::File(store) => store.list_dirs(prefix).await,
-            Store::Cloud(store) => store.list_dirs(prefix).await,
-        }
+        let work = async {
+            match &self.inner.store {
+                Store::File(store) => store.list_dirs(prefix).await,
+                Store::Cloud(store) => store.list_dirs(prefix).await,
+            }
+        };
+        self.inner.measured(Operation::List, work).await
     }
 
     /// Removes an object; it need not exist. Objects are never deleted but those of the probe.
     pub(super) async fn delete(&self, key: &str) -> Result<()> {
-        match &self.inner.store {
-            Store::File(store) => store.delete(key).await,
-            Store::Cloud(store) => store.delete(key).await,
-        }
+        let work = async {
+            match &self.inner.store {
+                Store::File(store) => store.delete(key).await,
+                Store::Cloud(store) => store.delete(key).await,
+            }
+        };
+        self.inner.measured(Operation::Delete, work).await
     }
 
     /// For `file://`: the directory, and whether it is read past the page cache.
@@ -195,6 +227,44 @@ impl StorageSite {
         match &self.inner.store {
             Store::File(store) => store.counters(),
             Store::Cloud(store) => store.counters(),
+        }
+    }
+
+    /// How long operations took since the site was opened, and what failed.
+    pub fn figures(&self) -> StoreFigures {
+        let failed_tries = match &self.inner.store {
+            // Each operation is one try.
+            Store::File(_) => Vec::new(),
+            Store::Cloud(store) => store.failed_tries(),
+        };
+        StoreFigures { operations: self.inner.operations.snapshot(), failed_tries }
+    }
+}
+
+impl Inner {
+    /// Does `work`, and counts how long it took and how it ended.
+    async fn measured<T>(&self, operation: Operation, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let began = Instant::now();
+        let done = work.await;
+        self.operations.took(operation, began.elapsed(), done.as_ref().err().map(Error::kind));
+        done
+    }
+}
+
+/// A listing under way: one operation, counted when nobody reads on, as after its last object.
+struct Listing {
+    inner: Arc<Inner>,
+    /// Time that it took to come so far.
+    spent: Duration,
+    failed: Option<ErrorKind>,
+    /// Something was waited for to its end.
+    begun: bool,
+}
+
+impl Drop for Listing {
+    fn drop(&mut self) {
+        if self.begun {
+            self.inner.operations.took(Operation::List, self.spent, self.failed);
         }
     }
 }

@@ -4,7 +4,19 @@ use std::io::{Read, Write};
 
 use freshet::control::METRICS;
 
-use super::appliance::{MIB, PATIENCE, Place};
+use super::appliance::{Appliance, MIB, PATIENCE, Place};
+use crate::support::s3::{Fault, Options, Rule, S3Server, Verb, When};
+
+/// The value of a figure on a page; `None` where it is not there.
+pub(crate) fn value(text: &str, figure: &str) -> Option<f64> {
+    let line = text.lines().find(|line| line.strip_prefix(figure).is_some_and(|rest| rest.starts_with(' ')))?;
+    Some(line.rsplit(' ').next().unwrap().trim().parse().unwrap())
+}
+
+/// The page of an appliance.
+pub(crate) fn page(of: &Appliance) -> String {
+    get(of.ready["metrics"].as_str().unwrap(), "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+}
 
 fn get(address: &str, request: &str) -> String {
     let mut stream = std::net::TcpStream::connect(address).unwrap();
@@ -43,5 +55,64 @@ fn figures_are_told_by_the_names_of_the_table_and_tell_what_is_so() {
     }
     assert!(get(address, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").starts_with("HTTP/1.1 404"));
     assert!(get(address, "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").starts_with("HTTP/1.1 405"));
+    assert!(first.stop().success());
+}
+
+/// Operations of a storage site that took longer than a quarter of a second.
+fn slow(text: &str, operation: &str) -> f64 {
+    let labels = format!("store=\"s\",operation=\"{operation}\"");
+    let all = value(text, &format!("freshet_store_operation_seconds_count{{{labels}}}")).unwrap();
+    all - value(text, &format!("freshet_store_operation_seconds_bucket{{le=\"0.25\",{labels}}}")).unwrap()
+}
+
+#[test]
+fn what_a_store_does_badly_shows_in_latencies_failed_tries_and_failed_operations() {
+    let place = Place::new();
+    let server = S3Server::start(&place.path("objects"), Options::default()).unwrap();
+    let known = ["AWS_ENDPOINT_URL", "AWS_ALLOW_HTTP", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+    let lines = server.env().into_iter().filter(|(name, _)| known.contains(&name.as_str()));
+    let mut options: String = lines.map(|(name, value)| format!("{name}={value}\n")).collect();
+    options.push_str("RETRY_PAUSE=10ms\nRETRY_TRIES=4\nHEDGE=off\n");
+    std::fs::write(place.path("options"), options).unwrap();
+    let first = place.serve_with("first", "metrics = \"127.0.0.1:0\"\n");
+    let file = place.path("options").display().to_string();
+    first.ask(&["store", "add", "s", "--url", &server.url("site"), "--options-file", &file]).good();
+    first.ask(&["domain", "create", "d", "--store", "s"]).good();
+    let disk = format!("root={}", place.image("root").display());
+    first.ask(&["vm", "protect", "d", "web", "--disk", &disk]).good();
+    first.until_recoverable("d");
+    let before = page(&first);
+    let count = "freshet_store_operation_seconds_count{store=\"s\",operation=\"put\"}";
+    assert!(value(&before, count).unwrap() >= 3.0, "{before}");
+    assert!(value(&before, "freshet_store_operation_seconds_sum{store=\"s\",operation=\"get\"}").unwrap() > 0.0);
+
+    // Slow, and asking for fewer requests: nothing fails for good.
+    server.faults().set([
+        Rule::new(Fault::Latency(PATIENCE / 150)).verb(Verb::Get),
+        Rule::new(Fault::SlowDown).verb(Verb::Put).when(When::Every(2)),
+    ]);
+    first.guest(&place, "first").write(MIB, &[3; 4096]).unwrap();
+    first.ask(&["domain", "point", "d"]).good();
+    first.guest(&place, "first").write(MIB, &[4; 4096]).unwrap();
+    first.ask(&["domain", "point", "d"]).good();
+    let during = page(&first);
+    assert!(slow(&during, "get") > slow(&before, "get"), "{during}");
+    let throttled = "freshet_store_failed_tries_total{store=\"s\",reason=\"throttled\"}";
+    assert_eq!(value(&before, throttled), None, "{before}");
+    assert!(value(&during, throttled).unwrap() >= 1.0, "{during}");
+
+    // Refused: what was asked fails, and is told with its kind.
+    server.faults().set([Rule::new(Fault::Deny)]);
+    first.ask(&["store", "scan", "s"]).bad(8);
+    let refused = page(&first);
+    let denied = "freshet_store_failed_operations_total{store=\"s\",operation=\"list\",kind=\"denied\"}";
+    assert_eq!(value(&during, denied), None);
+    assert!(value(&refused, denied).unwrap() >= 1.0, "{refused}");
+    assert!(
+        value(&refused, "freshet_store_failed_tries_total{store=\"s\",reason=\"denied\"}").unwrap() >= 1.0,
+        "{refused}"
+    );
+    server.faults().clear();
+    first.until_recoverable("d");
     assert!(first.stop().success());
 }

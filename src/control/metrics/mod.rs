@@ -3,6 +3,7 @@
 //! Owns the endpoint: `GET /metrics`, a few connections at once, each for one request and a short while. Figures are taken
 //! when they are asked for; nothing is counted twice. Names come from `table` alone.
 
+mod latency;
 mod table;
 
 use std::collections::BTreeMap;
@@ -25,9 +26,11 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use super::appliance::Appliance;
+use super::world::Seen;
 use crate::error::{Error, ErrorKind, Result};
+use crate::failover::{Task, TaskState};
 use crate::protect::ProtectStatus;
-use crate::store::StoreCounters;
+use crate::store::{Latency, StorageSite};
 
 pub use table::{Kind, METRICS, Metric};
 
@@ -44,12 +47,18 @@ type Labels = Vec<(String, String)>;
 struct Page {
     gauges: BTreeMap<&'static str, Family<Labels, Gauge<f64, AtomicU64>>>,
     counters: BTreeMap<&'static str, Family<Labels, Counter<f64, AtomicU64>>>,
+    histograms: BTreeMap<&'static str, Family<Labels, latency::Shown>>,
     registry: Registry,
 }
 
 impl Page {
     fn new() -> Page {
-        let mut page = Page { gauges: BTreeMap::new(), counters: BTreeMap::new(), registry: Registry::default() };
+        let mut page = Page {
+            gauges: BTreeMap::new(),
+            counters: BTreeMap::new(),
+            histograms: BTreeMap::new(),
+            registry: Registry::default(),
+        };
         for metric in METRICS {
             match metric.kind {
                 Kind::Gauge => {
@@ -62,6 +71,11 @@ impl Page {
                     page.registry.register(metric.name, metric.meaning, family.clone());
                     page.counters.insert(metric.name, family);
                 }
+                Kind::Histogram => {
+                    let family = Family::default();
+                    page.registry.register(metric.name, metric.meaning, family.clone());
+                    page.histograms.insert(metric.name, family);
+                }
             }
         }
         page
@@ -69,14 +83,18 @@ impl Page {
 
     /// A figure of the table, with the values of its labels in their order.
     fn set(&self, name: &'static str, values: &[&str], figure: f64) {
-        let Some(metric) = METRICS.iter().find(|metric| metric.name == name) else { return };
-        debug_assert_eq!(metric.labels.len(), values.len(), "{name}");
-        let labels = metric.labels.iter().zip(values);
-        let labels: Labels = labels.map(|(label, value)| ((*label).to_owned(), (*value).to_owned())).collect();
+        let Some(labels) = labels(name, values) else { return };
         if let Some(family) = self.gauges.get(name) {
             family.get_or_create(&labels).set(figure);
         } else if let Some(family) = self.counters.get(name) {
             family.get_or_create(&labels).inc_by(figure);
+        }
+    }
+
+    /// A histogram of the table.
+    fn set_latency(&self, name: &'static str, values: &[&str], latency: Latency) {
+        if let (Some(family), Some(labels)) = (self.histograms.get(name), labels(name, values)) {
+            family.get_or_create(&labels).set(latency);
         }
     }
 
@@ -86,6 +104,14 @@ impl Page {
             .map_err(|e| Error::with_source(ErrorKind::Internal, "write the figures", e))?;
         Ok(out)
     }
+}
+
+/// Labels of a figure of the table.
+fn labels(name: &str, values: &[&str]) -> Option<Labels> {
+    let metric = METRICS.iter().find(|metric| metric.name == name)?;
+    debug_assert_eq!(metric.labels.len(), values.len(), "{name}");
+    let labels = metric.labels.iter().zip(values);
+    Some(labels.map(|(label, value)| ((*label).to_owned(), (*value).to_owned())).collect())
 }
 
 /// A figure; beyond 2^53 it is rounded.
@@ -113,10 +139,14 @@ async fn gather(app: &Appliance) -> Result<String> {
         if let Some(hosted) = app.hosting.get(&record.name) {
             protection(&page, domain, &hosted.status().await);
         }
+        if let Some((_, seen)) = app.world.followers().seen(&record.name) {
+            following(&page, domain, &seen);
+        }
     }
     for (name, site) in app.stores.all() {
-        store(&page, name.as_str(), &site.counters());
+        store(&page, name.as_str(), &site);
     }
+    tasks(&page, &app.engine.tasks());
     page.text()
 }
 
@@ -125,6 +155,7 @@ fn protection(page: &Page, domain: &str, status: &ProtectStatus) {
     for (name, value) in [
         ("freshet_domain_captured_point", figure(status.captured)),
         ("freshet_domain_waiting_bytes", figure(status.waiting_bytes)),
+        ("freshet_domain_waiting_memory_bytes", figure(status.waiting_memory)),
         ("freshet_domain_log_used_bytes", figure(status.log_used)),
         ("freshet_domain_log_size_bytes", figure(status.log_size)),
         ("freshet_domain_hold_seconds", micros(status.hold_us)),
@@ -140,6 +171,9 @@ fn protection(page: &Page, domain: &str, status: &ProtectStatus) {
         page.set("freshet_domain_sync_done_bytes", &[domain], figure(sync.done));
     }
     for vm in &status.vms {
+        if let Some(rpo) = vm.rpo_ms {
+            page.set("freshet_vm_rpo_seconds", &[domain, vm.name.as_str()], figure(rpo) / 1000.0);
+        }
         for disk in &vm.disks {
             let labels = [domain, vm.name.as_str(), disk.name.as_str()];
             for (name, value) in [
@@ -156,7 +190,50 @@ fn protection(page: &Page, domain: &str, status: &ProtectStatus) {
     }
 }
 
-fn store(page: &Page, name: &str, counters: &StoreCounters) {
+/// Disks that follow a domain.
+fn following(page: &Page, domain: &str, seen: &Seen) {
+    for (name, stand) in
+        [("freshet_domain_landed_point", seen.state.landed), ("freshet_domain_applied_point", seen.state.applied)]
+    {
+        if let Some(stand) = stand {
+            page.set(name, &[domain], figure(stand.point.get()));
+        }
+    }
+    if let Some(lag) = seen.state.lag_ms {
+        page.set("freshet_domain_lag_seconds", &[domain], figure(lag) / 1000.0);
+    }
+    page.set("freshet_domain_unapplied_bytes", &[domain], figure(seen.state.unapplied));
+    page.set("freshet_domain_hydrate_total_bytes", &[domain], figure(seen.counts.total));
+    page.set("freshet_domain_hydrate_done_bytes", &[domain], figure(seen.counts.done));
+}
+
+/// How many tasks there are, by kind and state. A kind of which there is one has every state, so that a figure that goes
+/// to zero is told and not missing.
+fn tasks(page: &Page, tasks: &[Arc<Task>]) {
+    let mut counts: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for task in tasks {
+        for word in TaskState::WORDS {
+            counts.entry((task.kind.word(), word)).or_default();
+        }
+        *counts.entry((task.kind.word(), task.state.word())).or_default() += 1;
+    }
+    for ((kind, state), count) in counts {
+        page.set("freshet_tasks", &[kind, state], figure(count));
+    }
+}
+
+fn store(page: &Page, name: &str, site: &StorageSite) {
+    let (counters, figures) = (site.counters(), site.figures());
+    for of in figures.operations {
+        let operation = of.operation.word();
+        page.set_latency("freshet_store_operation_seconds", &[name, operation], of.latency);
+        for (kind, count) in of.failed {
+            page.set("freshet_store_failed_operations", &[name, operation, kind.word()], figure(count));
+        }
+    }
+    for (reason, count) in figures.failed_tries {
+        page.set("freshet_store_failed_tries", &[name, reason], figure(count));
+    }
     for (kind, count) in [
         ("get", counters.gets),
         ("head", counters.heads),
@@ -236,10 +313,17 @@ mod tests {
         let values = ["a\"b", "b", "c", "d"];
         for metric in METRICS {
             page.set(metric.name, &values[..metric.labels.len()], 2.5);
+            let mut latency = Latency { sum: Duration::from_millis(2500), ..Latency::default() };
+            (latency.buckets[1], latency.buckets[15]) = (2, 1);
+            page.set_latency(metric.name, &values[..metric.labels.len()], latency);
         }
         let text = page.text().unwrap();
         for metric in METRICS {
-            let total = if metric.kind == Kind::Counter { "_total" } else { "" };
+            let total = match metric.kind {
+                Kind::Counter => "_total",
+                Kind::Histogram => "_sum",
+                Kind::Gauge => "",
+            };
             let line = text.lines().find(|line| line.starts_with(&format!("{}{total}{{", metric.name)));
             let line = line.or_else(|| text.lines().find(|line| line.starts_with(&format!("{}{total} ", metric.name))));
             assert!(line.is_some_and(|line| line.ends_with(" 2.5")), "{}: {text}", metric.name);
@@ -247,6 +331,10 @@ mod tests {
                 assert!(line.unwrap().contains(&format!("{label}=\"")), "{} {label}", metric.name);
             }
         }
+        let buckets: Vec<&str> = text.lines().filter(|line| line.contains("_seconds_bucket{")).collect();
+        assert_eq!(buckets.len(), crate::store::LATENCY_BOUNDS.len() + 1);
+        let counts = |le: &str| buckets.iter().find(|line| line.contains(le)).unwrap().rsplit(' ').next().unwrap();
+        assert_eq!((counts("le=\"0.001\""), counts("le=\"0.0025\""), counts("le=\"+Inf\"")), ("0", "2", "3"));
         let told = text.lines().filter(|line| line.starts_with("# TYPE")).count();
         assert_eq!(told, METRICS.len());
         assert!(text.contains("site=\"a\\\"b\""), "labels are escaped");

@@ -8,6 +8,8 @@ pub enum Kind {
     Gauge,
     /// It only grows, from the start of what it counts.
     Counter,
+    /// How often values up to each of some bounds came, and their sum: it only grows.
+    Histogram,
 }
 
 /// One figure.
@@ -28,6 +30,7 @@ pub struct Metric {
 }
 
 const DOMAIN: &[&str] = &["domain"];
+const VM: &[&str] = &["domain", "vm"];
 const DISK: &[&str] = &["domain", "vm", "disk"];
 const STORE: &[&str] = &["store"];
 
@@ -49,7 +52,7 @@ const fn counter(
     Metric { name, kind: Kind::Counter, unit, labels, stable: true, meaning }
 }
 
-/// All of them.
+/// All of them. Bounds of histograms: `store::LATENCY_BOUNDS`.
 pub const METRICS: &[Metric] = &[
     gauge("freshet_info", "", &["site", "version"], "Always 1"),
     gauge("freshet_start_time_seconds", "seconds", &[], "When the appliance started, since 1970"),
@@ -58,16 +61,29 @@ pub const METRICS: &[Metric] = &[
     gauge("freshet_domain_point", "", DOMAIN, "Newest point that is part of the domain"),
     gauge("freshet_domain_captured_point", "", DOMAIN, "Newest segment that was cut here"),
     gauge("freshet_domain_waiting_bytes", "bytes", DOMAIN, "Sealed segments that wait for the store"),
+    gauge("freshet_domain_waiting_memory_bytes", "bytes", DOMAIN, "Of these, what is in memory and not in the log"),
     gauge("freshet_domain_log_used_bytes", "bytes", DOMAIN, "Replication log in use"),
     gauge("freshet_domain_log_size_bytes", "bytes", DOMAIN, "Replication log"),
     gauge("freshet_domain_sync_total_bytes", "bytes", DOMAIN, "Disks that are being synced; absent where none is"),
     gauge("freshet_domain_sync_done_bytes", "bytes", DOMAIN, "Of these, what is done"),
     gauge("freshet_domain_hold_seconds", "seconds", DOMAIN, "How long each write is held now"),
+    gauge("freshet_domain_landed_point", "", DOMAIN, "Where disks here follow the domain: newest point that landed"),
+    gauge("freshet_domain_applied_point", "", DOMAIN, "The same: the point that the disks equal"),
+    gauge("freshet_domain_lag_seconds", "seconds", DOMAIN, "The same: age of the landed point, by the store's clock"),
+    gauge("freshet_domain_unapplied_bytes", "bytes", DOMAIN, "The same: what landed and is not applied"),
+    gauge(
+        "freshet_domain_hydrate_total_bytes",
+        "bytes",
+        DOMAIN,
+        "The same: unique live bytes to bring, as far as known",
+    ),
+    gauge("freshet_domain_hydrate_done_bytes", "bytes", DOMAIN, "Of these, what is there"),
     gauge("freshet_domain_problems", "", DOMAIN, "Things that are wrong"),
     counter("freshet_domain_held_writes", "", DOMAIN, "Writes that were held"),
     counter("freshet_domain_written_bytes", "bytes", DOMAIN, "What guests wrote into what was shipped"),
     counter("freshet_domain_shipped_bytes", "bytes", DOMAIN, "Segments that were shipped"),
     counter("freshet_domain_shipped_segments", "", DOMAIN, "The same, counted"),
+    gauge("freshet_vm_rpo_seconds", "seconds", VM, "What would be lost of the VM now; absent where it has no point"),
     gauge("freshet_disk_size_bytes", "bytes", DISK, "The disk"),
     gauge("freshet_disk_dirty_bytes", "bytes", DISK, "What a crash now would read back"),
     gauge("freshet_disk_unsynced_bytes", "bytes", DISK, "What the store may lack"),
@@ -80,11 +96,31 @@ pub const METRICS: &[Metric] = &[
     counter("freshet_store_received_bytes", "bytes", STORE, "Object bytes received"),
     counter("freshet_store_sent_bytes", "bytes", STORE, "Object bytes sent"),
     Metric {
+        name: "freshet_store_operation_seconds",
+        kind: Kind::Histogram,
+        unit: "seconds",
+        labels: &["store", "operation"],
+        stable: true,
+        meaning: "Time of an operation with all its tries: get, head, put, list, delete",
+    },
+    counter(
+        "freshet_store_failed_operations",
+        "",
+        &["store", "operation", "kind"],
+        "Operations that failed after all their tries, by the kind of error; absent before the first",
+    ),
+    counter(
+        "freshet_store_failed_tries",
+        "",
+        &["store", "reason"],
+        "Requests that failed, most of them tried again; absent before the first",
+    ),
+    Metric {
         name: "freshet_tasks",
         kind: Kind::Gauge,
         unit: "",
         labels: &["kind", "state"],
         stable: false,
-        meaning: "Tasks that are remembered",
+        meaning: "Tasks that are remembered, of each kind that there is one of in every state",
     },
 ];

@@ -40,7 +40,7 @@ use crate::ids::{Name, SegmentRef};
 use crate::progress::Progress;
 use crate::store::Domain;
 
-pub(crate) use follower::Followers;
+pub(crate) use follower::{Followers, Seen};
 use known::Known;
 
 /// See the module.
