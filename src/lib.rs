@@ -41,6 +41,7 @@ pub mod ids;
 pub mod inspect;
 pub mod intent;
 pub mod log;
+mod log_context;
 pub mod map;
 pub mod nbd;
 pub mod progress;

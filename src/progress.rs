@@ -3,6 +3,7 @@
 //! It never guesses: rates and ETA are derived by the reader from counts and time. Invariants: `done` counts unique live
 //! bytes, each once however often it was fetched; it never falls, and never passes `total` once the total is known.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -15,6 +16,8 @@ pub struct Progress {
     total: AtomicU64,
     done: AtomicU64,
     moved: AtomicU64,
+    /// Total and done of each disk.
+    disks: Mutex<BTreeMap<String, (u64, u64)>>,
     landed: Mutex<Option<Stand>>,
     applied: Mutex<Option<Stand>>,
     unapplied: AtomicU64,
@@ -31,6 +34,17 @@ pub struct Stand {
     pub time: Time,
 }
 
+/// How far one disk is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct DiskBytes {
+    /// `vm/disk`.
+    pub disk: String,
+    /// Unique live bytes in all, as far as they are known.
+    pub total: u64,
+    /// Of these, what is done.
+    pub done: u64,
+}
+
 /// What [`Progress`] stood at.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Snapshot {
@@ -42,6 +56,8 @@ pub struct Snapshot {
     pub done: u64,
     /// Bytes moved to or from the storage site.
     pub moved: u64,
+    /// The same as `total` and `done` for each disk, by name, where the work is counted by disks; at most [`MAX_DISKS`].
+    pub disks: Vec<DiskBytes>,
     /// The last point up to which the log is durable; only where a log is used.
     pub landed: Option<Stand>,
     /// The last point that the disks equal.
@@ -54,6 +70,8 @@ pub struct Snapshot {
 
 /// Most notes that wait to be shown; further ones are dropped, since the report holds them too.
 const MAX_NOTES: usize = 1000;
+/// Most disks that are counted each by itself; the sums count all.
+pub const MAX_DISKS: usize = 1000;
 
 impl Progress {
     /// Nothing done yet.
@@ -74,6 +92,33 @@ impl Progress {
     /// More bytes are done.
     pub fn add_done(&self, bytes: u64) {
         self.done.fetch_add(bytes, Relaxed);
+    }
+
+    /// More bytes of a disk, `vm/disk`, belong to the work.
+    pub fn add_disk_total(&self, disk: &str, bytes: u64) {
+        self.add_total(bytes);
+        self.of_disk(disk, |(total, _)| *total += bytes);
+    }
+
+    /// More bytes of a disk are done.
+    pub fn add_disk_done(&self, disk: &str, bytes: u64) {
+        self.add_done(bytes);
+        self.of_disk(disk, |(_, done)| *done += bytes);
+    }
+
+    /// Each disk stands where somebody else counted it to be; the sums do not change.
+    pub fn disks_are(&self, disks: &[DiskBytes]) {
+        let all = disks.iter().take(MAX_DISKS).map(|of| (of.disk.clone(), (of.total, of.done)));
+        *lock(&self.disks) = all.collect();
+    }
+
+    fn of_disk(&self, disk: &str, change: impl FnOnce(&mut (u64, u64))) {
+        let mut disks = lock(&self.disks);
+        if let Some(of) = disks.get_mut(disk) {
+            change(of);
+        } else if disks.len() < MAX_DISKS {
+            change(disks.entry(disk.to_owned()).or_default());
+        }
     }
 
     /// More bytes went over the wire.
@@ -129,6 +174,15 @@ impl Progress {
             total: self.total.load(Relaxed),
             done: self.done.load(Relaxed),
             moved: self.moved.load(Relaxed),
+            disks: {
+                let disks = lock(&self.disks);
+                let of = |(disk, (total, done)): (&String, &(u64, u64))| DiskBytes {
+                    disk: disk.clone(),
+                    total: *total,
+                    done: *done,
+                };
+                disks.iter().map(of).collect()
+            },
             landed: *lock(&self.landed),
             applied: *lock(&self.applied),
             unapplied: self.unapplied.load(Relaxed),
@@ -140,4 +194,27 @@ impl Progress {
 /// What is behind these locks is whole at any moment, so that a panic elsewhere leaves it usable.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_add_up_to_the_sums_and_are_bounded() {
+        let progress = Progress::new();
+        for n in 0..MAX_DISKS + 5 {
+            progress.add_disk_total(&format!("web/{n}"), 10);
+        }
+        progress.add_disk_done("web/3", 4);
+        progress.add_disk_done("web/3", 2);
+        let now = progress.snapshot();
+        assert_eq!((now.total, now.done, now.disks.len()), (10 * (MAX_DISKS as u64 + 5), 6, MAX_DISKS));
+        let third = now.disks.iter().find(|of| of.disk == "web/3").unwrap();
+        assert_eq!((third.total, third.done), (10, 6));
+        let elsewhere = DiskBytes { disk: "db/a".into(), total: 7, done: 7 };
+        progress.disks_are(std::slice::from_ref(&elsewhere));
+        assert_eq!(progress.snapshot().disks, [elsewhere]);
+        assert_eq!(progress.snapshot().done, 6);
+    }
 }

@@ -4,6 +4,7 @@
 #[path = "../../tests/support/mend.rs"]
 mod mend;
 
+use freshet::failover::{Entry, TaskId, replay};
 use freshet::format::magic::{self, Magic};
 use freshet::format::{Digest, Index, SegmentHeader, recode, xxh3_128};
 use freshet::ids::{DomainId, Generation, SegmentNo, Time, WriterId};
@@ -57,4 +58,13 @@ pub fn check_index(data: &[u8]) {
     // With room for one frame of 512 plain bytes.
     (header.frame_count, header.raw_bytes, header.index_pos) = (1, 512, 256 + 128 + 512);
     let _ = Index::decode(&bytes, &header);
+}
+
+/// An entry of a task's journal: what is taken says the same once more, and a task that it makes does not panic.
+pub fn check_journal_entry(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(entry) = Entry::from_text(text) else { return };
+    let again = entry.to_text().expect("what was read fits");
+    assert_eq!(Entry::from_text(&again).expect("what was written reads"), entry);
+    let _ = replay(TaskId::new(Time::from_millis(1)), vec![Ok(entry)]);
 }

@@ -36,6 +36,7 @@ mod steering;
 mod store;
 mod store_args;
 mod task;
+mod task_view;
 mod tls_args;
 mod units;
 mod values;
@@ -46,8 +47,10 @@ mod vm_disks;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing::Instrument;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::log_context;
 use context::Context;
 use output::Output;
 use report::Report;
@@ -63,8 +66,18 @@ struct Cli {
     /// [default: RUST_LOG, else warn]
     #[arg(long, global = true, value_name = "LEVEL")]
     log: Option<String>,
+    /// How log lines look: text, or one JSON object a line [default: text; for `serve` what its settings say]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
     #[command(subcommand)]
     command: Command,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -93,13 +106,28 @@ enum Command {
 }
 
 impl Command {
+    /// How log lines look where the command line does not say.
+    fn log_format(&mut self) -> Result<LogFormat> {
+        let json = match self {
+            Command::Serve(serve) => serve.wants_json_logs()?,
+            _ => false,
+        };
+        Ok(if json { LogFormat::Json } else { LogFormat::Text })
+    }
+
     async fn run(self, context: &Context) -> Result<Report> {
         match self {
             Command::Replicate(c) => c.run(context).await,
-            Command::Protect(c) => c.run(context).await,
+            Command::Protect(c) => {
+                let about = log_context::domain(c.domain());
+                c.run(context).instrument(about).await
+            }
             Command::Scan(c) => c.run(context).await,
             Command::Points(c) => c.run(context).await,
-            Command::Rehydrate(c) => c.run(context).await,
+            Command::Rehydrate(c) => {
+                let about = log_context::domain(c.domain());
+                c.run(context).instrument(about).await
+            }
             Command::Verify(c) => c.run(context).await,
             Command::Inspect(c) => c.run(context).await,
             Command::HandOver(c) => c.run(context).await,
@@ -122,12 +150,17 @@ impl Command {
 
 /// Runs the program with the arguments of this process.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let mut cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return exit::usage(&e),
     };
     let output = Output::new(cli.json);
-    let done = start_logging(cli.log.as_deref()).and_then(|()| run(cli.command, &output));
+    let format = match cli.log_format {
+        Some(format) => Ok(format),
+        None => cli.command.log_format(),
+    };
+    let started = format.and_then(|format| start_logging(cli.log.as_deref(), format));
+    let done = started.and_then(|()| run(cli.command, &output));
     exit::finish(&output, done)
 }
 
@@ -144,7 +177,7 @@ fn run(command: Command, output: &Output) -> Result<Report> {
     done
 }
 
-fn start_logging(level: Option<&str>) -> Result<()> {
+fn start_logging(level: Option<&str>, format: LogFormat) -> Result<()> {
     use tracing_subscriber::EnvFilter;
     let bad = |text: &str, why: String| Error::new(ErrorKind::Invalid, format!("log filter {text:?}: {why}"));
     let filter = match (level, std::env::var(EnvFilter::DEFAULT_ENV)) {
@@ -153,8 +186,14 @@ fn start_logging(level: Option<&str>) -> Result<()> {
         (None, _) => EnvFilter::new("warn"),
     };
     let to_stderr = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if format == LogFormat::Json {
+        output::write_json_lines();
+    }
     // Fails only where a subscriber is set already, which is as good.
-    let _ = to_stderr.with_ansi(output::stderr_is_terminal()).try_init();
+    let _ = match format {
+        LogFormat::Text => to_stderr.with_ansi(output::stderr_is_terminal()).try_init(),
+        LogFormat::Json => to_stderr.json().flatten_event(true).with_current_span(false).try_init(),
+    };
     Ok(())
 }
 

@@ -4,11 +4,13 @@
 //! rest is not printed, and the command goes on to its end.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 use serde_json::json;
 
 use super::report::Report;
+use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Prints reports, events and errors, as text or as JSON.
@@ -65,9 +67,24 @@ impl Output {
     }
 }
 
+/// Whether log lines are JSON objects: then whatever else stands on standard error is one, too.
+static JSON_LINES: AtomicBool = AtomicBool::new(false);
+
+/// From now on lines on standard error are JSON objects.
+pub(super) fn write_json_lines() {
+    JSON_LINES.store(true, Ordering::Relaxed);
+}
+
 /// A line on standard error. That it cannot be written is not worth failing for.
 pub(super) fn complain(line: &str) {
-    let _ = writeln!(io::stderr().lock(), "{line}");
+    let _ = match JSON_LINES.load(Ordering::Relaxed) {
+        false => writeln!(io::stderr().lock(), "{line}"),
+        true => {
+            let now = SystemClock.now().to_string();
+            let line = json!({ "timestamp": now, "level": "WARN", "message": line, "target": "freshet::cli" });
+            writeln!(io::stderr().lock(), "{line}")
+        }
+    };
 }
 
 /// Asks a question on the terminal; only `yes` is yes. `false` where there is no terminal to ask on.

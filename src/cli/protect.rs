@@ -136,6 +136,11 @@ fn parse_millis(text: &str) -> std::result::Result<Duration, String> {
 }
 
 impl Protect {
+    /// The domain that it is about.
+    pub(super) fn domain(&self) -> &Name {
+        &self.domain
+    }
+
     pub(super) async fn run(mut self, context: &Context) -> Result<Report> {
         let state = state_dir(self.log_store.as_deref())?;
         if let Some(asked) = self.asks.request(&self.vms.vms, self.leave_uncovered)? {

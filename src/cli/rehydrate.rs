@@ -78,6 +78,11 @@ pub(super) struct Rehydrate {
 }
 
 impl Rehydrate {
+    /// The domain that it is about.
+    pub(super) fn domain(&self) -> &crate::ids::Name {
+        &self.domain.domain
+    }
+
     pub(super) async fn run(self, context: &Context) -> Result<Report> {
         let site = self.domain.site.open().await?;
         let continuous = self.continuous;

@@ -16,11 +16,23 @@ pub(super) struct Serve {
     /// Settings of the appliance; `freshet config example` shows them all
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// What the file says, once it was read.
+    #[arg(skip)]
+    settings: Option<Settings>,
 }
 
 impl Serve {
-    pub(super) async fn run(self, context: &Context) -> Result<Report> {
+    /// Reads the settings, and tells whether they want log lines as JSON.
+    pub(super) fn wants_json_logs(&mut self) -> Result<bool> {
         let settings = Settings::load(&self.config)?;
+        Ok(self.settings.insert(settings).logs_json)
+    }
+
+    pub(super) async fn run(self, context: &Context) -> Result<Report> {
+        let settings = match self.settings {
+            Some(settings) => settings,
+            None => Settings::load(&self.config)?,
+        };
         let site = settings.site.to_string();
         serve(settings, &context.cancel, |at| {
             let more = [("tcp", &at.tcp), ("metrics", &at.metrics)];

@@ -1,18 +1,16 @@
 //! `freshet task`: long operations of an appliance, with steps, progress and history.
 
-use std::io::Write;
-
 use clap::{Args, Subcommand};
 use comfy_table::Table;
 use serde_json::json;
 
-use super::appliance_args::{ApplianceArgs, answered, list_of, report, seconds, table, when};
+use super::appliance_args::{ApplianceArgs, answered, confirmed, list_of, report, table, when};
 use super::context::Context;
-use super::output::is_interactive;
 use super::report::Report;
-use super::units::bytes;
+use super::task_view::{TaskView, lines};
 use crate::control::proto::{
-    AnswerTaskRequest, GetTaskRequest, ListTasksRequest, Task as Shown, TaskKind, TaskState, WatchTaskRequest,
+    AbandonTaskRequest, AnswerTaskRequest, GetTaskRequest, ListTasksRequest, Task as Shown, TaskKind, TaskState,
+    WatchTaskRequest,
 };
 use crate::control::{Client, from_status, json_of};
 use crate::error::{Error, ErrorKind, Result};
@@ -34,6 +32,8 @@ enum TaskCommand {
     Watch(One),
     /// Answer the question that a task waits with
     Answer(Answer),
+    /// Give up a task whose journal cannot be read, so that its domain is free for another
+    Abandon(Abandon),
 }
 
 #[derive(Debug, Args)]
@@ -69,6 +69,15 @@ struct Answer {
     choice: String,
 }
 
+#[derive(Debug, Args)]
+struct Abandon {
+    #[command(flatten)]
+    one: One,
+    /// Do not ask: the task's domain, or its id where nothing of it can be read
+    #[arg(long, value_name = "DOMAIN")]
+    yes: Option<String>,
+}
+
 impl Task {
     pub(super) async fn run(self, context: &Context) -> Result<Report> {
         match self.command {
@@ -96,6 +105,28 @@ impl Task {
                 let shown = shown.task.unwrap_or_default();
                 report(&shown, text(&shown))
             }
+            TaskCommand::Abandon(abandon) => abandon.run().await,
+        }
+    }
+}
+
+impl Abandon {
+    async fn run(self) -> Result<Report> {
+        let mut client = self.one.appliance.connect().await?.tasks();
+        let id = self.one.id;
+        let known = match answered(client.get_task(GetTaskRequest { id: id.clone() }).await) {
+            Ok(known) => known.task,
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let domain = known.as_ref().map_or_else(|| id.clone(), |task| task.domain.clone());
+        let what = known.as_ref().map_or_else(|| format!("task {id}, of which nothing can be read\n"), text);
+        let why = "nothing that it did is undone: look at the domain, its VMs and its owner first";
+        confirmed(self.yes.as_deref(), &domain, &format!("{what}{why}"))?;
+        let given_up = answered(client.abandon_task(AbandonTaskRequest { id: id.clone(), domain }).await)?;
+        match given_up.task {
+            Some(task) => report(&task, text(&task)),
+            None => Report::new(&json!({ "id": id }), format!("task {id} was given up")),
         }
     }
 }
@@ -103,7 +134,7 @@ impl Task {
 /// Shows a task until it has ended; its end is that of the command. A signal ends the looking, not the task.
 pub(super) async fn follow(client: &Client, id: &str, context: &Context) -> Result<Report> {
     let mut changes = answered(client.tasks().watch_task(WatchTaskRequest { id: id.to_owned() }).await)?;
-    let (mut last, mut told) = (None, String::new());
+    let (mut last, mut told, mut view) = (None, String::new(), TaskView::new());
     loop {
         let change = tokio::select! {
             change = changes.message() => change.map_err(|status| from_status(&status))?,
@@ -115,10 +146,12 @@ pub(super) async fn follow(client: &Client, id: &str, context: &Context) -> Resu
         if context.output.is_json() {
             context.output.event(&json_of(&task)?, "")?;
         } else {
-            show_change(&task, &mut told, context)?;
+            view.above(|| show_change(&task, &mut told, context))?;
+            view.show(task.progress.as_ref());
         }
         last = Some(task);
     }
+    drop(view);
     let task = last.ok_or_else(|| Error::new(ErrorKind::Unreachable, "the appliance ended before it told anything"))?;
     let shown = report(&task, if context.output.is_json() { String::new() } else { text(&task) })?;
     match task.state() {
@@ -128,7 +161,7 @@ pub(super) async fn follow(client: &Client, id: &str, context: &Context) -> Resu
     }
 }
 
-/// For people: a line for each step that begins or ends, and progress in place where there is a terminal.
+/// For people: a line for each step that begins or ends.
 fn show_change(task: &Shown, told: &mut String, context: &Context) -> Result<()> {
     let step = task.steps.iter().rev().find(|step| step.began.is_some());
     let line = match (step, &task.question) {
@@ -142,13 +175,6 @@ fn show_change(task: &Shown, told: &mut String, context: &Context) -> Result<()>
     if line != *told {
         context.output.event(&json!(null), &line)?;
         *told = line;
-    }
-    if let Some(progress) = task.progress.as_ref().filter(|_| is_interactive()) {
-        let (done, total) = (bytes(progress.done_bytes), bytes(progress.total_bytes));
-        let rate = progress.rate_bytes.map_or("-".to_owned(), bytes);
-        let eta = progress.eta_s.map_or("-".to_owned(), seconds);
-        // Progress that cannot be shown is no reason to stop.
-        let _ = write!(std::io::stderr(), "\r  {}  {done} of {total}  {rate}/s  ETA {eta}    \r", progress.stage);
     }
     Ok(())
 }
@@ -179,9 +205,7 @@ pub(super) fn text(task: &Shown) -> String {
         }
     }
     if let Some(progress) = &task.progress {
-        let eta = progress.eta_s.map_or("-".to_owned(), seconds);
-        let (done, total) = (bytes(progress.done_bytes), bytes(progress.total_bytes));
-        out += &format!("{}: {done} of {total}, ETA {eta}\n", progress.stage);
+        lines(progress).iter().for_each(|line| out += &format!("{line}\n"));
     }
     if let Some(question) = &task.question {
         let choices = question.choices.join(", ");

@@ -56,6 +56,7 @@ pub const ROLES: &[(&str, Role)] = &[
     ("/freshet.v1.TaskService/ListTasks", Role::Viewer),
     ("/freshet.v1.TaskService/WatchTask", Role::Viewer),
     ("/freshet.v1.TaskService/AnswerTask", Role::Operator),
+    ("/freshet.v1.TaskService/AbandonTask", Role::Admin),
     ("/freshet.v1.EventService/ListEvents", Role::Viewer),
     ("/freshet.v1.FailoverService/PlanFailover", Role::Viewer),
     ("/freshet.v1.FailoverService/StartFailover", Role::Operator),

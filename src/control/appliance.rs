@@ -101,7 +101,8 @@ impl Appliance {
             appliance.engine.tasks().iter().filter(|task| task.state.is_terminal()).map(|task| task.id).collect();
         appliance.catalog.forget_tasks(ended, appliance.settings.tasks_kept).await?;
         for (task, why) in &recovered.broken {
-            tracing::error!(%task, "{why}");
+            let domain = appliance.engine.task(*task).ok().map(|task| task.domain.to_string());
+            tracing::error!(%task, domain, "{why}");
         }
         if appliance.catalog.is_new() {
             let detail = "the catalog is new: where there was one, add the storage sites and import the domains";
@@ -153,17 +154,8 @@ impl Appliance {
     pub(crate) async fn stop(&self) {
         self.engine.stop().await;
         self.world.followers().stop_all().await;
-        for (domain, end) in self.hosting.end_all().await {
-            match end {
-                Ok(report) if report.all_shipped => {
-                    tracing::info!(%domain, point = report.point, "its protection ended")
-                }
-                Ok(report) => {
-                    tracing::warn!(%domain, left = report.left, "its protection ended before all was shipped")
-                }
-                Err(error) => tracing::error!(%domain, "its protection ended badly: {error}"),
-            }
-        }
+        // How each ended, it has said itself.
+        self.hosting.end_all().await;
         self.note(SELF, "stopped", "", Ok(()), "").await;
     }
 
@@ -209,7 +201,11 @@ impl Appliance {
         work: impl Future<Output = Done<T>> + Send + 'static,
     ) -> Done<T> {
         let (appliance, caller, subject) = (Arc::clone(self), caller.clone(), subject.to_owned());
-        let done = tokio::spawn(async move {
+        // What is done about a store, or about all domains of one, is about no domain.
+        let domain = Some(subject.as_str()).filter(|name| !name.is_empty() && !action.starts_with("StoreService/"));
+        let domain = domain.filter(|_| action != "DomainService/ImportAllDomains");
+        let about = crate::log_context::call(&caller.name, action, domain);
+        let work = async move {
             appliance.closing.check()?;
             let done = work.await;
             let told = done.as_ref().err().map(Fault::shown);
@@ -218,10 +214,10 @@ impl Appliance {
                 None => (Ok(()), ""),
             };
             appliance.note(&caller.name, action, &subject, outcome, detail).await;
-            tracing::info!(caller = %caller.name, action, %subject, outcome = outcome.err().unwrap_or("ok"), "{detail}");
+            tracing::info!(%subject, outcome = outcome.err().unwrap_or("ok"), "{detail}");
             done.map_err(|fault| if subject.is_empty() { fault } else { fault.about(&subject) })
-        });
-        match done.await {
+        };
+        match tokio::spawn(tracing::Instrument::instrument(work, about)).await {
             Ok(done) => done,
             Err(e) => Err(Error::with_source(ErrorKind::Internal, format!("{action} panicked"), e).into()),
         }

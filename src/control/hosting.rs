@@ -14,11 +14,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{RwLock, oneshot, watch};
+use tracing::Instrument;
 
 use super::stores::OpenStores;
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Name;
+use crate::log_context;
 use crate::protect::{DiskStatus, Observer, ProtectReport, ProtectRequest, ProtectStatus, Protection, VmStatus};
 
 /// First pause after a start that failed, doubled up to [`MAX_PAUSE`].
@@ -175,31 +177,18 @@ impl Hosted {
     /// From the opening to the end.
     async fn run(self: Arc<Hosted>, stores: Arc<OpenStores>, store: Name, first: Option<oneshot::Sender<Result<()>>>) {
         let (mut first, mut pause) = (first, MIN_PAUSE);
-        let domain = self.request.domain.clone();
         let end = loop {
-            match self.attempt(&stores, &store).await {
-                Ok(protection) => {
-                    for note in protection.notes() {
-                        tracing::info!(%domain, "{note}");
-                    }
-                    *lock(&self.trouble) = None;
-                    *self.stage.write().await = Stage::Running(Box::new(protection));
-                    if let Some(first) = first.take() {
-                        // Whoever asked has gone: it runs all the same.
-                        let _ = first.send(Ok(()));
-                    }
-                    self.cancel.cancelled().await;
-                    let stage = std::mem::replace(&mut *self.stage.write().await, Stage::Ended);
-                    let Stage::Running(protection) = stage else { break Ok(ProtectReport::default()) };
-                    break protection.stop().await;
-                }
+            // Each attempt claims a generation of its own.
+            let about = log_context::domain(&self.request.domain);
+            match self.attempt(&stores, &store).instrument(about.clone()).await {
+                Ok(protection) => break self.keep(protection, first).instrument(about).await,
                 Err(error) if self.cancel.is_cancelled() => break Err(error),
                 Err(error) => {
                     if let Some(first) = first.take() {
                         let _ = first.send(Err(error));
                         break Err(Error::new(ErrorKind::Cancelled, "it was not started"));
                     }
-                    tracing::warn!(%domain, "its protection does not start, and is tried again: {error}");
+                    about.in_scope(|| tracing::warn!("its protection does not start, and is tried again: {error}"));
                     self.trouble(&error);
                     *self.stage.write().await = Stage::Opening;
                     tokio::select! { () = tokio::time::sleep(pause) => {} () = self.cancel.cancelled() => {} }
@@ -215,6 +204,30 @@ impl Hosted {
             end => end.map_err(|error| (error.kind(), error.to_string())),
         };
         self.ended.send_replace(Some(Arc::new(end)));
+    }
+
+    /// Keeps it running until it is to end.
+    async fn keep(&self, protection: Protection, first: Option<oneshot::Sender<Result<()>>>) -> Result<ProtectReport> {
+        for note in protection.notes() {
+            tracing::info!("{note}");
+        }
+        *lock(&self.trouble) = None;
+        *self.stage.write().await = Stage::Running(Box::new(protection));
+        if let Some(first) = first {
+            // Whoever asked has gone: it runs all the same.
+            let _ = first.send(Ok(()));
+        }
+        tracing::info!("its disks are served, and what is written is captured");
+        self.cancel.cancelled().await;
+        let stage = std::mem::replace(&mut *self.stage.write().await, Stage::Ended);
+        let Stage::Running(protection) = stage else { return Ok(ProtectReport::default()) };
+        let ended = protection.stop().await;
+        match &ended {
+            Ok(report) if report.all_shipped => tracing::info!(point = report.point, "its protection ended"),
+            Ok(report) => tracing::warn!(left = report.left, "its protection ended before all was shipped"),
+            Err(error) => tracing::error!("its protection ended badly: {error}"),
+        }
+        ended
     }
 
     /// One start: opened and claimed, or closed again.
@@ -233,7 +246,7 @@ impl Hosted {
             Err(error) => {
                 lock(&self.addresses).clear();
                 if let Err(also) = protection.stop().await {
-                    tracing::warn!(domain = %self.request.domain, "letting go of its disks: {also}");
+                    tracing::warn!("letting go of its disks: {also}");
                 }
                 Err(error)
             }

@@ -153,9 +153,12 @@ impl Looks {
         let records = catalog.call(|db| DomainRecord::list(db, "", usize::MAX)).await?;
         let due: Vec<DomainRecord> = records.into_iter().filter(|r| r.id.is_some() && !skip(&r.name)).collect();
         let looks = due.iter().map(|record| async {
-            if let Err(error) = self.look(stores, record, now()).await {
-                tracing::debug!(domain = %record.name, "look: {error}");
-            }
+            let look = async {
+                if let Err(error) = self.look(stores, record, now()).await {
+                    tracing::debug!("look: {error}");
+                }
+            };
+            tracing::Instrument::instrument(look, crate::log_context::domain(&record.name)).await;
         });
         let looks: Vec<_> = looks.collect();
         let count = looks.len();

@@ -45,6 +45,7 @@ mod world;
 
 pub use access::{ROLES, subject_of};
 pub use appliance::Appliance;
+pub use catalog::inspect_catalog;
 pub use client::{Client, ClientTls, Target, json_of};
 pub use fault::{CODES, ERROR_DOMAIN, from_status};
 pub use metrics::{Kind as MetricKind, METRICS, Metric};

@@ -33,7 +33,7 @@ impl Workers {
                     }
                 }
             };
-            let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+            let thread = std::thread::Builder::new().name(name.to_owned()).spawn(crate::log_context::here(run));
             workers.threads.push(thread.io_context(|| format!("start a {name} thread"))?);
         }
         Ok(workers)

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::plan::FailoverPlan;
 use super::words::VmStatus;
 use crate::ids::{Generation, Name, SegmentNo, SegmentRef, Time};
+use crate::progress::DiskBytes;
 
 /// Who may write the domain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +107,9 @@ pub struct FollowFacts {
     pub caught_up: bool,
     /// Bytes done of the base, and in all.
     pub done: (u64, u64),
+    /// The same for each disk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskBytes>,
     /// What is wrong, if anything is.
     pub problem: Option<String>,
 }

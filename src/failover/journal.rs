@@ -1,5 +1,7 @@
 //! Where what happened to tasks is kept: durable before it is acted on.
 //!
+//! A task whose journal cannot be read can be given up by an administrator; its entries stay, for whoever looks into it.
+//!
 //! Invariant: a task's entries are numbered 1, 2, 3, ... without gaps, and none is ever changed. Appending the same entry
 //! again is no error, so that an append whose acknowledgement was lost can be repeated.
 
@@ -9,6 +11,27 @@ use std::sync::{Mutex, PoisonError};
 use super::event::Entry;
 use super::task::TaskId;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ids::Time;
+
+/// That a task was given up, since its journal cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Abandoned {
+    /// When.
+    pub at: Time,
+    /// By whom.
+    pub actor: String,
+    /// What was wrong with its journal.
+    pub why: String,
+}
+
+/// What a journal holds.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// All entries of all tasks, those of one task in order; one that cannot be read is an error in its place.
+    pub entries: Vec<(TaskId, Result<Entry>)>,
+    /// Tasks that were given up.
+    pub abandoned: BTreeMap<TaskId, Abandoned>,
+}
 
 /// A durable list of entries for each task. Calls may block: they are made off the asynchronous threads.
 pub trait Journal: Send + Sync {
@@ -19,23 +42,37 @@ pub trait Journal: Send + Sync {
     /// `Internal` where another entry has that number or the one before is missing; `Io`, `Full` where it cannot be kept.
     fn append(&self, task: TaskId, entry: &Entry) -> Result<u64>;
 
-    /// All entries of all tasks; those of one task in order.
+    /// All that it holds.
     ///
     /// # Errors
-    /// `Damaged`, `Unsupported`, `Io` where it cannot be read.
-    fn load(&self) -> Result<Vec<(TaskId, Entry)>>;
+    /// `Damaged`, `Io` where it cannot be read at all.
+    fn load(&self) -> Result<Kept>;
+
+    /// Keeps that a task was given up, durable when it returns. Again for the same task, nothing changes.
+    ///
+    /// # Errors
+    /// `Io`, `Full` where it cannot be kept.
+    fn abandon(&self, task: TaskId, abandoned: &Abandoned) -> Result<()>;
 }
 
 /// A journal in memory, for tests and for trying things out. It keeps the text of entries, as a real one does.
 #[derive(Debug, Default)]
 pub struct MemoryJournal {
     tasks: Mutex<BTreeMap<TaskId, Vec<String>>>,
+    abandoned: Mutex<BTreeMap<TaskId, Abandoned>>,
 }
 
 impl MemoryJournal {
     /// An empty one.
     pub fn new() -> MemoryJournal {
         MemoryJournal::default()
+    }
+
+    /// Replaces the text of an entry, as damage would.
+    #[cfg(test)]
+    pub(super) fn damage(&self, task: TaskId, n: usize, text: &str) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        text.clone_into(&mut tasks.get_mut(&task).expect("there is such a task")[n - 1]);
     }
 }
 
@@ -60,10 +97,18 @@ impl Journal for MemoryJournal {
         }
     }
 
-    fn load(&self) -> Result<Vec<(TaskId, Entry)>> {
+    fn load(&self) -> Result<Kept> {
         let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         let all = tasks.iter().flat_map(|(id, entries)| entries.iter().map(move |text| (*id, text)));
-        all.map(|(id, text)| Ok((id, Entry::from_text(text)?))).collect()
+        let entries = all.map(|(id, text)| (id, Entry::from_text(text))).collect();
+        let abandoned = self.abandoned.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Ok(Kept { entries, abandoned })
+    }
+
+    fn abandon(&self, task: TaskId, abandoned: &Abandoned) -> Result<()> {
+        let mut all = self.abandoned.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(task).or_insert_with(|| abandoned.clone());
+        Ok(())
     }
 }
 
@@ -71,7 +116,6 @@ impl Journal for MemoryJournal {
 mod tests {
     use super::*;
     use crate::failover::event::Event;
-    use crate::ids::Time;
 
     #[test]
     fn entries_are_kept_once_and_without_gaps() {
@@ -84,6 +128,7 @@ mod tests {
         assert_eq!(journal.append(id, &began(3, 0)).unwrap_err().kind(), ErrorKind::Internal);
         assert_eq!(journal.append(id, &began(0, 0)).unwrap_err().kind(), ErrorKind::Internal);
         journal.append(id, &began(2, 1)).unwrap();
-        assert_eq!(journal.load().unwrap(), [(id, began(1, 0)), (id, began(2, 1))]);
+        let kept: Vec<_> = journal.load().unwrap().entries.into_iter().map(|(id, e)| (id, e.unwrap())).collect();
+        assert_eq!(kept, [(id, began(1, 0)), (id, began(2, 1))]);
     }
 }

@@ -53,11 +53,11 @@ mod validate;
 mod words;
 mod world;
 
-pub use engine::{Engine, EngineSettings, JOURNAL_ATTEMPTS, Planned, Recovered};
+pub use engine::{Engine, EngineSettings, JOURNAL_ATTEMPTS, Planned, Recovered, replay};
 pub use event::{ENTRY_VERSION, Entry, Event, MAX_ENTRY_LEN, Outcome};
 pub use facts::{DomainFacts, FollowFacts, HandOverRequest, LocalDisks, Owner, PointFacts, VmFacts};
 pub use finding::{Finding, Severity, Stage};
-pub use journal::{Journal, MemoryJournal};
+pub use journal::{Abandoned, Journal, Kept, MemoryJournal};
 pub use plan::{
     ApplianceNetworks, DEFAULT_RELEASE_LIMIT, DEFAULT_SHUTDOWN_LIMIT, Direction, DrSettings, FailoverMode,
     FailoverPlan, FailoverSettings, General, Options, PointChoice, RemoteSettings, VmSetting, VmSettings,
@@ -70,8 +70,8 @@ pub use step::Step;
 pub use summary::{Summary, VmSummary};
 pub use survey::{Loss, Rate, Space, Survey};
 pub use task::{
-    Choice, Completion, Learned, LogLine, Question, StepRecord, StepState, Task, TaskError, TaskId, TaskKind,
-    TaskProgress, TaskState,
+    Choice, Completion, DiskProgress, Learned, LogLine, Question, StepRecord, StepState, Task, TaskError, TaskId,
+    TaskKind, TaskProgress, TaskState,
 };
 pub use transition::{
     Action, MAX_LINE_LEN, MAX_LOG_LINES, MAX_STEPS, next_action, point_of_no_return, submitted, transition,

@@ -313,8 +313,23 @@ pub struct StepRecord {
     pub log: Vec<LogLine>,
 }
 
+/// How far one disk of the step that runs is.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct DiskProgress {
+    /// `vm/disk`.
+    pub disk: String,
+    /// Bytes done.
+    pub done_bytes: u64,
+    /// Bytes in all, as far as they are known.
+    pub total_bytes: u64,
+    /// Bytes a second, over the same time as those of the whole; 0 where nothing moved.
+    pub bytes_per_second: f64,
+    /// Seconds left at that rate; `None` where it cannot be told.
+    pub eta_seconds: Option<f64>,
+}
+
 /// How far the step that runs is. Not journaled: it is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct TaskProgress {
     /// What is being done, in a few words.
     pub stage: &'static str,
@@ -326,6 +341,10 @@ pub struct TaskProgress {
     pub bytes_per_second: f64,
     /// Seconds left at that rate; `None` where it cannot be told.
     pub eta_seconds: Option<f64>,
+    /// Seconds over which the rate was measured, at most thirty: what the time left is based on.
+    pub measured_seconds: f64,
+    /// The same for each disk, where the step counts by disks.
+    pub disks: Vec<DiskProgress>,
 }
 
 /// What steps found out and later steps go by.

@@ -27,10 +27,12 @@ pub struct InspectReport {
     unlisted: u64,
     problems: Vec<Problem>,
     more_problems: u64,
+    verified: &'static str,
 }
 
 impl InspectReport {
-    pub(super) fn new(source: &str, kind: &'static str, len: u64, list: bool) -> InspectReport {
+    /// Nothing found yet in `source`, which is a `kind` of `len` bytes; `list` asks for its entries.
+    pub(crate) fn new(source: &str, kind: &'static str, len: u64, list: bool) -> InspectReport {
         InspectReport {
             source: source.to_owned(),
             kind,
@@ -41,27 +43,35 @@ impl InspectReport {
             unlisted: 0,
             problems: Vec::new(),
             more_problems: 0,
+            verified: "every checksum was verified",
         }
     }
 
-    pub(super) fn fact(&mut self, name: &'static str, value: impl Into<Value>) {
+    /// What stands behind the word `intact`, where that is not checksums of ours.
+    pub(crate) fn verified_by(&mut self, what: &'static str) {
+        self.verified = what;
+    }
+
+    /// Something that it holds.
+    pub(crate) fn fact(&mut self, name: &'static str, value: impl Into<Value>) {
         self.facts.push((name, value.into()));
     }
 
     /// A fact that is shown as its text.
-    pub(super) fn show(&mut self, name: &'static str, value: impl Display) {
+    pub(crate) fn show(&mut self, name: &'static str, value: impl Display) {
         self.fact(name, value.to_string());
     }
 
     /// Lists an entry where entries are asked for; `make` runs only then.
-    pub(super) fn entry(&mut self, make: impl FnOnce() -> Value) {
+    pub(crate) fn entry(&mut self, make: impl FnOnce() -> Value) {
         match self.list && self.entries.len() < MAX_ENTRIES {
             true => self.entries.push(make()),
             false => self.unlisted += u64::from(self.list),
         }
     }
 
-    pub(super) fn problem(&mut self, place: impl Into<String>, what: impl Display) {
+    /// Something is not as it must be.
+    pub(crate) fn problem(&mut self, place: impl Into<String>, what: impl Display) {
         match self.problems.len() < MAX_ENTRIES {
             true => self.problems.push(Problem { place: place.into(), what: what.to_string() }),
             false => self.more_problems += 1,
@@ -130,7 +140,7 @@ impl InspectReport {
             line(format_args!("  DAMAGED and {} more", self.more_problems));
         }
         match self.is_intact() {
-            true => line(format_args!("  intact: every checksum was verified")),
+            true => line(format_args!("  intact: {}", self.verified)),
             false => line(format_args!("  not intact: do not use what is named above")),
         }
         out

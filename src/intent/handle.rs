@@ -63,7 +63,7 @@ impl Intent {
         let mut intent = Intent::over(shared, rule, options.quiet_calls);
         let (shared, mut file, patience) = (Arc::clone(&intent.shared), opened.file, options.patience);
         let thread = std::thread::Builder::new().name("intent-commit".into());
-        let thread = thread.spawn(move || commit::run(&shared, &mut file, patience));
+        let thread = thread.spawn(crate::log_context::here(move || commit::run(&shared, &mut file, patience)));
         intent.thread = Some(thread.io_context(|| "start thread intent-commit")?);
         Ok((intent, opened.found))
     }

@@ -94,7 +94,7 @@ impl ReplicationLog {
     }
 
     fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
-        let thread = std::thread::Builder::new().name(name.into()).spawn(run);
+        let thread = std::thread::Builder::new().name(name.into()).spawn(crate::log_context::here(run));
         self.threads.push(thread.io_context(|| format!("start thread {name}"))?);
         Ok(())
     }

@@ -85,7 +85,7 @@ impl Buffers {
 }
 
 /// Least memory in bytes that [`Buffers::new`] takes for so many connections.
-fn least_memory(shares: usize) -> u64 {
+pub(crate) fn least_memory(shares: usize) -> u64 {
     let shares = shares as u64;
     let small = 4 * shares * (RESERVE[0] * SMALL) as u64;
     let large = (shares * RESERVE[1] as u64 + SPARE as u64) * DEFAULT_SLOT_BYTES as u64;

@@ -38,6 +38,7 @@ mod sync_group;
 mod tls;
 
 pub use backing::{BackingDisk, CacheMode, start_engine};
+pub(crate) use buffers::least_memory;
 pub use buffers::{Buffers, MAX_PIECE, Payload, Share};
 pub use export::{Answer, BlockStatus, Errno, Export, ExportError, ExportInfo, ZeroMode};
 pub use exports::Exports;

@@ -22,6 +22,7 @@ use super::stream::{Accepted, Stream};
 use super::tls::Tls;
 use crate::datastore::{DiskEngine, DrivenWork, drive_plainly};
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
+use crate::log_context::here;
 
 /// Pause after a failed accept, which mostly means that there are no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -147,7 +148,7 @@ impl Server {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new()
                 .name("freshet-nbd".to_owned())
-                .spawn(move || runtime.block_on(accept_all(sockets, shared)))
+                .spawn(here(move || runtime.block_on(accept_all(sockets, shared))))
                 .io_context(|| "start the NBD server")?
         };
         Ok(Server { addresses, shared, thread: Some(thread) })
@@ -295,7 +296,7 @@ fn greet(accepted: Accepted, shared: &Arc<Shared>) {
     let seat = Seat { id, shared: Arc::clone(shared), serving: false };
     let engine = shared.options.engine.clone();
     let work: DrivenWork = Box::new(|| Box::pin(async move { attend(accepted, &evicted, seat).await }));
-    let spawned = std::thread::Builder::new().name("freshet-nbd-conn".to_owned()).spawn(move || {
+    let serve = here(move || {
         let driven = match engine {
             Some(engine) => engine.drive(work),
             None => drive_plainly(work),
@@ -304,6 +305,7 @@ fn greet(accepted: Accepted, shared: &Arc<Shared>) {
             tracing::warn!("an NBD client was turned away: {error}");
         }
     });
+    let spawned = std::thread::Builder::new().name("freshet-nbd-conn".to_owned()).spawn(serve);
     if let Err(error) = spawned {
         tracing::warn!("an NBD client was turned away, its thread cannot be started: {error}");
     }

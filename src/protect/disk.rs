@@ -243,7 +243,7 @@ impl ProtectedDisk {
     /// The next start must not believe the bitmap, which says nothing of what is written from now on.
     async fn note_unwatched(&self) -> Result<(), ExportError> {
         let path = self.backing.image().path().to_owned();
-        let noting = tokio::task::spawn_blocking(move || unwatched::note(&path)).await;
+        let noting = tokio::task::spawn_blocking(crate::log_context::here(move || unwatched::note(&path))).await;
         let noted = noting.map_err(|e| Error::with_source(ErrorKind::Internal, "note on an image", e)).and_then(|n| n);
         match noted {
             Ok(()) => Ok(()),

@@ -21,6 +21,7 @@ use crate::capture::Chain;
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
 use crate::format::{FrameEncoder, Point, SegmentBuilder};
 use crate::ids::SegmentNo;
+use crate::log_context::here;
 
 /// A cut whose frames are compressed.
 pub(crate) struct Packed {
@@ -47,7 +48,7 @@ pub(crate) fn start(
         let encoder = FrameEncoder::new(level).io_context(|| "set up compression")?;
         let (cuts, out) = (cuts.clone(), out.clone());
         let thread = std::thread::Builder::new().name("freshet-pack".into());
-        started.push(thread.spawn(move || run(&cuts, &out, encoder)).io_context(|| "start a packing thread")?);
+        started.push(thread.spawn(here(move || run(&cuts, &out, encoder))).io_context(|| "start a packing thread")?);
     }
     Ok(started)
 }

@@ -33,6 +33,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::Catalogue;
 use crate::ids::{SegmentNo, Time};
 use crate::log::ReplicationLog;
+use crate::log_context;
 use crate::map::PointMap;
 use crate::store::DomainWriter;
 
@@ -110,7 +111,7 @@ impl Pipeline {
         let threads = if request.packers == 0 { cores } else { request.packers };
         let packers = packer::start(threads, request.level, &cuts, &packed_in)?;
         drop((cuts, packed_in));
-        let sealing = tokio::spawn({
+        let sealing = log_context::spawn({
             let (chain, backlog, health) = (Arc::clone(&chain), Arc::clone(&backlog), Arc::clone(&health));
             async move {
                 let sealed = packer::seal_all(packed, first, chain, &backlog).await;
@@ -131,7 +132,7 @@ impl Pipeline {
             accepted,
             ledger: ledger_in,
         };
-        let shipping = tokio::spawn(until_worse(Arc::clone(&health), shipper.run()));
+        let shipping = log_context::spawn(until_worse(Arc::clone(&health), shipper.run()));
         let map = Arc::new(RwLock::new(map));
         let stop_ledger = Cancel::new();
         let halt = Halt::new(stop_ledger.clone());
@@ -142,7 +143,7 @@ impl Pipeline {
             manifest_every: request.manifest_every,
             halt: halt.clone(),
         };
-        let ledger = tokio::spawn({
+        let ledger = log_context::spawn({
             let health = Arc::clone(&health);
             async move {
                 ledger.run(ledger_out).await.unwrap_or_else(|error| {
@@ -209,10 +210,10 @@ impl Pipeline {
         let ends = [(); 4].map(|()| end.clone());
         let [sync_end, valve_end, cut_end, clear_end] = ends;
         self.background_tasks = vec![
-            tokio::spawn(async move { syncer.run(sync_end).await }),
-            tokio::spawn(async move { valve.run(valve_end).await }),
-            tokio::spawn(cut_in_time(recorder, age, idle, cut_end)),
-            tokio::spawn(async move { clearer.run(clear_end).await }),
+            log_context::spawn(async move { syncer.run(sync_end).await }),
+            log_context::spawn(async move { valve.run(valve_end).await }),
+            log_context::spawn(cut_in_time(recorder, age, idle, cut_end)),
+            log_context::spawn(async move { clearer.run(clear_end).await }),
         ];
     }
 

@@ -206,11 +206,16 @@ impl Protection {
             memory: Arc::clone(&self.memory),
             division: divide(self.request.memory),
         };
+        let generation = foundation.writer.generation();
         match Pipeline::start(foundation, &self.request) {
             Ok(pipeline) => self.pipeline = Some(pipeline),
             Err(error) => return Ok(Err(error)),
         }
-        Ok(self.start_capture().await)
+        let started = self.start_capture().await;
+        if started.is_ok() {
+            crate::log_context::generation(generation);
+        }
+        Ok(started)
     }
 
     /// A domain that was protected here is not made anew where there is none: the storage site is another one than it was,
@@ -501,7 +506,7 @@ fn find(catalogue: &Catalogue, vm: &Name, disk: &Name) -> Result<DiskId> {
 
 /// Runs what blocks where it may.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
+    let done = tokio::task::spawn_blocking(crate::log_context::here(work)).await;
     done.map_err(|e| Error::with_source(ErrorKind::Internal, "a step of the protection panicked", e))?
 }
 

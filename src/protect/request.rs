@@ -14,7 +14,7 @@ use crate::datastore::EngineKind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::MAX_SEGMENT_LEN;
 use crate::ids::Name;
-use crate::nbd::{CacheMode, Listen, Tls};
+use crate::nbd::{CacheMode, Listen, Tls, least_memory};
 
 /// What each frame adds to a segment besides its payload: its header and its entry of the index.
 const FRAME_COST: u64 = 192;
@@ -131,8 +131,17 @@ impl ProtectRequest {
     /// Checks the settings against their bounds.
     ///
     /// # Errors
-    /// `Invalid`, naming the first thing that is wrong.
+    /// `Invalid`, naming everything that is wrong.
     pub fn validate(&self) -> Result<()> {
+        let problems = self.problems();
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::Invalid, problems.join("; "))),
+        }
+    }
+
+    /// Everything that is out of its bounds or does not fit together.
+    pub(crate) fn problems(&self) -> Vec<String> {
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let bounds = [
             ("zstd level", u64::try_from(self.level).unwrap_or(0), 1, 19),
@@ -151,16 +160,23 @@ impl ProtectRequest {
             ),
             ("number of addresses to listen on", self.listen.len() as u64, 1, 64),
         ];
-        for (what, value, least, most) in bounds {
-            if !(least..=most).contains(&value) {
+        let wrong = bounds.into_iter().filter(|(_, value, least, most)| !(least..=most).contains(&value));
+        let mut problems: Vec<String> = wrong
+            .map(|(what, value, least, most)| {
                 let most = if most == u64::MAX { String::new() } else { format!(" and at most {most}") };
-                return Err(Error::new(
-                    ErrorKind::Invalid,
-                    format!("{what} is {value}, must be at least {least}{most}"),
-                ));
-            }
+                format!("{what} is {value}, must be at least {least}{most}")
+            })
+            .collect();
+        // One more, for what the protection itself reads and writes.
+        let needed = least_memory(self.connections.saturating_add(1)).saturating_mul(4);
+        if self.memory < needed && (1..=10_000).contains(&self.connections) {
+            problems.push(format!(
+                "memory budget of {} bytes is too small for {} connections, each of which is sure of some buffers: \
+                 give it at least {needed} bytes, or allow fewer connections",
+                self.memory, self.connections
+            ));
         }
-        Ok(())
+        problems
     }
 }
 
@@ -222,5 +238,18 @@ mod tests {
         assert!(check(|r| r.level = -1).contains("zstd level"));
         assert!(check(|r| r.segment_age = Duration::ZERO).contains("segment age"));
         assert!(check(|r| r.listen.clear()).contains("listen"));
+        let all = check(|r| (r.level, r.connections, r.log_size) = (99, 1000, 0));
+        for part in ["zstd level", "too small for 1000 connections", "replication log"] {
+            assert!(all.contains(part), "{all}");
+        }
+        // What is told to be enough, is.
+        let mut request = good();
+        request.connections = 1000;
+        let told = request.validate().unwrap_err().to_string();
+        let enough = told.split("at least ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        (request.memory, request.log_size) = (enough, 1 << 40);
+        assert!(request.validate().is_ok() && crate::nbd::Buffers::new(divide(enough).requests, 1001).is_ok());
+        request.memory = enough - (4 << 20);
+        assert!(request.validate().is_err());
     }
 }

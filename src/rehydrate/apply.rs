@@ -139,7 +139,13 @@ impl Session {
             }
             state.commit()?;
         }
-        self.progress.add_total(extents.iter().map(|(_, e)| u64::from(e.len)).sum());
+        let mut totals: BTreeMap<u32, u64> = BTreeMap::new();
+        for (position, extent) in &extents {
+            *totals.entry(*position).or_default() += u64::from(extent.len);
+        }
+        for (position, total) in totals {
+            self.progress.add_disk_total(&disks.get(position).label, total);
+        }
         self.write_delta(extents, zeros).await?;
         let (last, is_point) = (delta.last, delta.last_point.is_some());
         {

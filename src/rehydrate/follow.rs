@@ -80,7 +80,7 @@ impl Session {
             cancel: self.cancel.clone(),
             pace: Pace::new(self.steer.clone(), self.cancel.clone()),
         };
-        let landing = tokio::spawn(lander.run(at, goal, tell));
+        let landing = crate::log_context::spawn(lander.run(at, goal, tell));
         let stopped = self.apply_as_it_lands(goal, &mut seen, &mut told, &view).await;
         match stopped {
             Ok(Stop::Ended) => told.close(),

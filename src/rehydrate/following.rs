@@ -70,7 +70,7 @@ impl Following {
         let (session, point) = open(site, request, Arc::clone(&progress), cancel.clone(), steer.clone()).await?;
         let (tell, state) = watch::channel(FollowState::default());
         let watcher = Watcher { site: site.clone(), progress: Arc::clone(&progress), steer: steer.clone(), tell };
-        let run = tokio::spawn(async move {
+        let run = crate::log_context::spawn(async move {
             let done = tokio::select! {
                 done = run(session, point) => done,
                 never = watcher.run() => match never {},

@@ -20,6 +20,7 @@ use crate::cancel::Cancel;
 use crate::datastore::DiskEngine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::DomainId;
+use crate::log_context::here;
 
 use super::decoder::{Job, Worker};
 use super::disks::DiskSet;
@@ -59,7 +60,7 @@ impl Pipeline {
         let mut threads = Vec::new();
         let spawn = |name: String, run: Box<dyn FnOnce() + Send>| {
             let builder = std::thread::Builder::new().name(name);
-            builder.spawn(run).map_err(|e| Error::io("start a thread", e))
+            builder.spawn(here(run)).map_err(|e| Error::io("start a thread", e))
         };
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         for i in 0..cores {
@@ -94,7 +95,7 @@ impl Pipeline {
         // Dropped where it stands, it aborts its fetches.
         let fetched = self.cancel.or_stop(self.fetch_all(source, work)).await;
         let tracker = Arc::clone(&self.tracker);
-        let flushed = tokio::task::spawn_blocking(move || tracker.flush()).await;
+        let flushed = tokio::task::spawn_blocking(here(move || tracker.flush())).await;
         flushed.map_err(|e| Error::with_source(ErrorKind::Internal, "wait for the disks", e))??;
         fetched
     }
@@ -110,12 +111,13 @@ impl Pipeline {
             let permits = self.permits(&range).await?;
             self.first_fetch.get_or_init(Instant::now);
             let (jobs, source, begun) = (self.jobs.clone(), Arc::clone(&source), Begun::new(&self.tracker));
-            fetches.spawn(async move {
+            let one = async move {
                 let tracker = Arc::clone(&begun.tracker);
                 if let Err(e) = fetch(begun, jobs.as_ref(), source, range, permits).await {
                     tracker.fail(e);
                 }
-            });
+            };
+            fetches.spawn(tracing::Instrument::in_current_span(one));
         }
         while let Some(done) = fetches.join_next().await {
             joined(done)?;

@@ -210,9 +210,9 @@ impl Reconciler {
             let last = first.saturating_add(PER_PAGE as u32);
             rest.remove_range(first..last);
             let live = target.unchanged(key).map(|r| r.live_bytes);
-            self.progress.add_total(live.unwrap_or(0));
+            self.progress.add_disk_total(&disk.label, live.unwrap_or(0));
             if missing.range_cardinality(first..last) == 0 {
-                self.progress.add_done(live.unwrap_or(0));
+                self.progress.add_disk_done(&disk.label, live.unwrap_or(0));
                 continue;
             }
             let mut here = RoaringBitmap::new();
@@ -241,9 +241,9 @@ impl Reconciler {
         let pristine = self.tracker.state().disk(disk.id).is_some_and(|d| d.pristine);
         let needs = needed(extents, &task.missing, task.span.clone());
         if target.unchanged(task.key).is_none() {
-            self.progress.add_total(extents.iter().map(|e| u64::from(e.len)).sum());
+            self.progress.add_disk_total(&disk.label, extents.iter().map(|e| u64::from(e.len)).sum());
         }
-        self.progress.add_done(needs.kept);
+        self.progress.add_disk_done(&disk.label, needs.kept);
         if !pristine {
             self.punch(disk.file, needs.zeros).await?;
         }

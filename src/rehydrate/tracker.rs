@@ -99,7 +99,7 @@ impl Tracker {
     /// The range holds the right bytes already.
     pub(super) fn found_in_place(&self, disk: u32, offset: u64, len: u64) {
         self.settle(&mut self.lock(), disk, offset, len);
-        self.progress.add_done(len);
+        self.progress.add_disk_done(&self.disks.get(disk).label, len);
     }
 
     fn settle(&self, shared: &mut Shared, disk: u32, offset: u64, len: u64) {
@@ -163,6 +163,7 @@ impl Tracker {
 
     /// A write completed. Called on a thread of the engine.
     pub(super) fn write_ends(&self, disk: u32, offset: u64, len: u64, result: Result<usize>) {
+        let target = self.disks.get(disk);
         let mut shared = self.lock();
         shared.in_flight -= 1;
         match result {
@@ -171,7 +172,7 @@ impl Tracker {
                 shared.dirty.insert(disk);
                 shared.uncommitted += len;
                 shared.written += len;
-                self.progress.add_done(len);
+                self.progress.add_disk_done(&target.label, len);
             }
             Err(e) => fail(&mut shared, e),
         }

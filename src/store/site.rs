@@ -177,7 +177,9 @@ impl StorageSite {
             let object = objects.next().await;
             listing.begun = true;
             listing.spent += began.elapsed();
-            listing.failed = object.as_ref().and_then(|object| object.as_ref().err()).map(Error::kind);
+            if let Some(Err(error)) = &object {
+                listing.failed = Some(error.kind());
+            }
             Some((object?, (objects, listing)))
         };
         futures::stream::unfold((objects, listing), next).boxed()

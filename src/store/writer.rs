@@ -120,7 +120,7 @@ impl DomainWriter {
             base: settled.base,
             base_digest: settled.digest,
             warnings: settled.warnings,
-            heartbeat: tokio::spawn(seat.clone().keep_beating(options.beat_every, options.look_every)),
+            heartbeat: crate::log_context::spawn(seat.clone().keep_beating(options.beat_every, options.look_every)),
             seat,
             _registered: registered,
         })

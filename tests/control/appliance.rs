@@ -132,9 +132,12 @@ impl Drop for Appliance {
 impl Appliance {
     /// Starts one and waits until it listens.
     pub(crate) fn start(settings: &Path, socket: &Path) -> Result<Appliance, Ran> {
-        let mut command = freshet();
+        Appliance::start_as(freshet(), settings, socket)
+    }
+
+    fn start_as(mut command: Command, settings: &Path, socket: &Path) -> Result<Appliance, Ran> {
         command.args(["--json", "serve", "--config"]).arg(settings).stdout(Stdio::piped());
-        let mut child = command.stderr(Stdio::inherit()).spawn().unwrap();
+        let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
         let mut text = String::new();
         // Ends where the process does.

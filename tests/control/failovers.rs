@@ -7,7 +7,9 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::appliance::{Appliance, MIB, PATIENCE, Place};
+use super::figures::options_file;
 use crate::support::nbd_client::NbdClient;
+use crate::support::s3::{Fault, Options, Rule, S3Server, Verb};
 
 /// VMs as files that hold their state, in the directory that its name is in.
 const HYPERVISOR: &str = r#"#!/bin/sh
@@ -35,14 +37,23 @@ esac
 "#;
 
 /// One site: its appliance, its hypervisor, its directories.
-struct Site<'p> {
+pub(super) struct Site<'p> {
     place: &'p Place,
     name: &'static str,
-    appliance: Appliance,
+    pub(super) appliance: Appliance,
 }
 
 impl<'p> Site<'p> {
-    fn start(place: &'p Place, name: &'static str) -> Site<'p> {
+    pub(super) fn start(place: &'p Place, name: &'static str) -> Site<'p> {
+        Site::start_by(place, name, Place::serve_with)
+    }
+
+    /// Started by a function of its place.
+    pub(super) fn start_by(
+        place: &'p Place,
+        name: &'static str,
+        serve: impl FnOnce(&Place, &str, &str) -> Appliance,
+    ) -> Site<'p> {
         use std::os::unix::fs::PermissionsExt;
         let dir = place.path(&format!("{name}-hypervisor"));
         if std::fs::create_dir(&dir).is_ok() {
@@ -51,15 +62,16 @@ impl<'p> Site<'p> {
             std::fs::create_dir(place.path(&format!("{name}-disks"))).unwrap();
         }
         let driver = dir.join("driver");
-        let more = format!("[hypervisor]\ncommand = \"{}\"\npoll = \"20ms\"\n", driver.display());
-        Site { place, name, appliance: place.serve_with(name, &more) }
+        let more =
+            format!("metrics = \"127.0.0.1:0\"\n[hypervisor]\ncommand = \"{}\"\npoll = \"20ms\"\n", driver.display());
+        Site { place, name, appliance: serve(place, name, &more) }
     }
 
-    fn hypervisor(&self, file: &str) -> PathBuf {
+    pub(super) fn hypervisor(&self, file: &str) -> PathBuf {
         self.place.path(&format!("{}-hypervisor/{file}", self.name))
     }
 
-    fn datastore(&self) -> String {
+    pub(super) fn datastore(&self) -> String {
         self.place.path(&format!("{}-disks", self.name)).display().to_string()
     }
 
@@ -68,12 +80,12 @@ impl<'p> Site<'p> {
         std::fs::read_to_string(self.hypervisor("vm-web")).unwrap_or_default().trim().to_owned()
     }
 
-    fn ask(&self, args: &[&str]) -> Value {
+    pub(super) fn ask(&self, args: &[&str]) -> Value {
         self.appliance.ask(args).good()
     }
 
     /// Starts a task, and waits until it has ended well.
-    fn task(&self, args: &[&str]) -> Value {
+    pub(super) fn task(&self, args: &[&str]) -> Value {
         let begun = self.ask(args);
         let id =
             begun["task"]["id"].as_str().or(begun["id"].as_str()).unwrap_or_else(|| panic!("{begun:#}")).to_owned();
@@ -81,7 +93,7 @@ impl<'p> Site<'p> {
     }
 
     /// Waits until a task has ended, or waits, as it must.
-    fn ended(&self, id: &str, state: &str) -> Value {
+    pub(super) fn ended(&self, id: &str, state: &str) -> Value {
         let began = Instant::now();
         loop {
             let shown = self.ask(&["task", "show", id]);
@@ -95,8 +107,35 @@ impl<'p> Site<'p> {
         }
     }
 
+    /// Waits until a task is over, however it ended.
+    fn over(&self, id: &str) -> Value {
+        let began = Instant::now();
+        loop {
+            let shown = self.ask(&["task", "show", id]);
+            if ["TASK_STATE_DONE", "TASK_STATE_FAILED", "TASK_STATE_CANCELLED"].iter().any(|s| shown["state"] == *s) {
+                return shown;
+            }
+            assert!(began.elapsed() < PATIENCE, "{}: never over: {shown:#}", self.name);
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until a step of a task runs.
+    pub(super) fn until_step(&self, id: &str, step: &str) {
+        let began = Instant::now();
+        loop {
+            let shown = self.ask(&["task", "show", id]);
+            let steps = shown["steps"].as_array().into_iter().flatten();
+            if steps.into_iter().any(|one| one["name"] == step && one["state"] == "running") {
+                return;
+            }
+            assert!(began.elapsed() < PATIENCE, "{}: {step} never runs: {shown:#}", self.name);
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    }
+
     /// Waits until nothing works on the domain here.
-    fn until_idle(&self) {
+    pub(super) fn until_idle(&self) {
         let began = Instant::now();
         while !self.ask(&["task", "list", "--domain", "d", "--running"])["tasks"].as_array().is_none_or(Vec::is_empty) {
             assert!(began.elapsed() < PATIENCE, "{}: a task does not end", self.name);
@@ -104,11 +143,11 @@ impl<'p> Site<'p> {
         }
     }
 
-    fn until_mode(&self, mode: &str) -> Value {
+    pub(super) fn until_mode(&self, mode: &str) -> Value {
         self.appliance.until("d", mode, |shown| shown["mode"] == mode)
     }
 
-    fn runs(&self, mode: &str) {
+    pub(super) fn runs(&self, mode: &str) {
         let shown = self.until_mode(mode);
         self.appliance.until_recoverable("d");
         assert_eq!(shown["owner_site"], self.name, "{shown:#}");
@@ -121,8 +160,11 @@ impl<'p> Site<'p> {
 }
 
 /// A domain with one running VM at the first site, which the second has imported.
-fn two_sites(place: &Place) -> (Site<'_>, Site<'_>) {
-    let (first, second) = (Site::start(place, "first"), Site::start(place, "second"));
+pub(super) fn two_sites(place: &Place) -> (Site<'_>, Site<'_>) {
+    protected(place, Site::start(place, "first"), Site::start(place, "second"))
+}
+
+pub(super) fn protected<'p>(place: &'p Place, first: Site<'p>, second: Site<'p>) -> (Site<'p>, Site<'p>) {
     let image = place.image("root");
     first.appliance.protect(place, &image);
     std::fs::write(first.hypervisor("vm-web"), "running\n").unwrap();
@@ -132,13 +174,13 @@ fn two_sites(place: &Place) -> (Site<'_>, Site<'_>) {
     (first, second)
 }
 
-fn write(site: &Site<'_>, at: u64, byte: u8) {
+pub(super) fn write(site: &Site<'_>, at: u64, byte: u8) {
     let mut guest = site.guest();
     guest.write(at, &[byte; 4096]).unwrap();
     guest.flush().unwrap();
 }
 
-fn read(site: &Site<'_>, at: u64) -> u8 {
+pub(super) fn read(site: &Site<'_>, at: u64) -> u8 {
     let bytes = site.guest().read(at, 4096).unwrap();
     assert!(bytes.iter().all(|b| *b == bytes[0]));
     bytes[0]
@@ -232,4 +274,129 @@ fn a_planned_completion_loses_nothing_and_comes_back_the_same_way() {
     first.runs("DOMAIN_MODE_PROTECTED");
     assert_eq!(second.power(), "off");
     assert_eq!((read(&first, 2 * MIB), read(&first, 3 * MIB), read(&first, MIB)), (3, 4, 7));
+}
+
+#[test]
+fn of_two_operators_one_starts_and_who_comes_while_it_runs_or_is_cancelled_is_told() {
+    let place = Place::new();
+    let (first, second) = two_sites(&place);
+    std::fs::write(first.hypervisor("hangs"), "").unwrap();
+    let there = second.datastore();
+    let continuous = ["failover", "continuous", "d", "--datastore", &there, "--log-size", "256MiB", "--yes", "d"];
+    assert!(second.appliance.ask(&["failover", "complete", "d", "--planned", "--yes", "d"]).code != Some(0));
+    second.task(&continuous);
+    second.until_mode("DOMAIN_MODE_CONTINUOUS_REHYDRATION_IN_PROGRESS");
+    let complete = ["failover", "complete", "d", "--planned", "--yes", "d"];
+    let both: Vec<_> = std::thread::scope(|scope| {
+        let ask = || second.appliance.ask(&complete);
+        let running: Vec<_> = (0..2).map(|_| scope.spawn(ask)).collect();
+        running.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    let (good, bad): (Vec<_>, Vec<_>) = both.into_iter().partition(|ran| ran.code == Some(0));
+    assert_eq!((good.len(), bad.len()), (1, 1), "{good:?} {bad:?}");
+    let id = good[0].json["task"]["id"].as_str().or(good[0].json["id"].as_str()).unwrap().to_owned();
+    let told = bad.into_iter().next().unwrap().bad(4);
+    assert!(told.contains(&id) || told.contains("starts a complete"), "{told}");
+
+    // While it is cancelled, and as soon as it was: nothing is half done, and what comes next begins anew.
+    second.until_step(&id, "await-release");
+    let (cancelled, completed) = std::thread::scope(|scope| {
+        let cancel = scope.spawn(|| second.appliance.ask(&["failover", "cancel", "d"]));
+        let complete = scope.spawn(|| second.appliance.ask(&complete));
+        (cancel.join().unwrap(), complete.join().unwrap())
+    });
+    cancelled.good();
+    second.ended(&id, "TASK_STATE_CANCELLED");
+    match completed.code {
+        Some(0) => {
+            let next = completed.json["task"]["id"].as_str().or(completed.json["id"].as_str()).unwrap().to_owned();
+            assert_ne!(next, id);
+            second.ask(&["failover", "cancel", "d"]);
+            second.ended(&next, "TASK_STATE_CANCELLED");
+        }
+        _ => assert!(completed.bad(4).contains(&id)),
+    }
+    second.until_mode("DOMAIN_MODE_CONTINUOUS_REHYDRATION_IN_PROGRESS");
+    std::fs::remove_file(first.hypervisor("hangs")).unwrap();
+    // Its operator was asked about the guest that hangs.
+    let tasks = first.ask(&["task", "list", "--domain", "d", "--running"]);
+    for task in tasks["tasks"].as_array().into_iter().flatten() {
+        first.appliance.ask(&["task", "answer", task["id"].as_str().unwrap(), "abort"]);
+    }
+    first.until_idle();
+    write(&first, 3 * MIB, 2);
+    assert_eq!((read(&first, 3 * MIB), first.power()), (2, "running".to_owned()));
+}
+
+#[test]
+fn of_two_sites_that_complete_at_the_same_moment_one_has_it_and_the_other_says_who() {
+    let place = Place::new();
+    let (first, second) = two_sites(&place);
+    write(&first, 2 * MIB, 9);
+    first.ask(&["domain", "point", "d"]);
+    let third = Site::start(&place, "third");
+    third.ask(&["store", "add", "s", "--url", &place.store_url()]);
+    third.ask(&["domain", "import", "d", "--store", "s"]);
+    let both = [&second, &third];
+    for site in both {
+        let there = site.datastore();
+        site.task(&["failover", "continuous", "d", "--datastore", &there, "--log-size", "256MiB", "--yes", "d"]);
+    }
+    first.appliance.kill();
+    let complete = ["failover", "complete", "d", "--yes", "d"];
+    let ids: Vec<String> = std::thread::scope(|scope| {
+        let running: Vec<_> = both.map(|site| scope.spawn(|| site.appliance.ask(&complete))).into();
+        let begun = running.into_iter().map(|one| one.join().unwrap());
+        begun
+            .map(|ran| ran.json["task"]["id"].as_str().or(ran.json["id"].as_str()).unwrap_or_default().to_owned())
+            .collect()
+    });
+    // One may have come so late that its start was refused; then that said it.
+    let ends: Vec<Option<Value>> =
+        both.iter().zip(&ids).map(|(site, id)| (!id.is_empty()).then(|| site.over(id))).collect();
+    let won: Vec<usize> =
+        (0..2).filter(|i| ends[*i].as_ref().is_some_and(|end| end["state"] == "TASK_STATE_DONE")).collect();
+    assert_eq!(won.len(), 1, "{ends:#?}");
+    let (winner, loser) = (both[won[0]], both[1 - won[0]]);
+    if let Some(lost) = &ends[1 - won[0]] {
+        assert!(lost["error"].as_str().unwrap().contains(winner.name), "{lost:#}");
+    }
+    winner.runs("DOMAIN_MODE_RUNNING_IN_FAILOVER");
+    assert_eq!((read(winner, 2 * MIB), read(winner, MIB)), (9, 7));
+    assert_ne!(loser.power(), "running");
+    let shown = loser.ask(&["domain", "show", "d", "--fresh"]);
+    assert_eq!(shown["owner_site"], winner.name, "{shown:#}");
+}
+
+#[test]
+fn progress_is_told_disk_by_disk_while_they_are_filled() {
+    let place = Place::new();
+    let server = S3Server::start(&place.path("objects"), Options::default()).unwrap();
+    let options = options_file(&place, &server);
+    let (first, second) = (Site::start(&place, "first"), Site::start(&place, "second"));
+    for site in [&first, &second] {
+        site.ask(&["store", "add", "s", "--url", &server.url("site"), "--options-file", &options]);
+    }
+    first.ask(&["domain", "create", "d", "--store", "s"]);
+    first.ask(&["vm", "protect", "d", "web", "--disk", &format!("root={}", place.image("root").display())]);
+    std::fs::write(first.hypervisor("vm-web"), "running\n").unwrap();
+    first.appliance.until_recoverable("d");
+    second.ask(&["domain", "import", "d", "--store", "s"]);
+    // Each read of data takes longer than progress is looked at.
+    server.faults().set([Rule::new(Fault::Latency(PATIENCE / 40)).verb(Verb::Get).key("segments/")]);
+    let there = second.datastore();
+    let begun =
+        second.ask(&["failover", "continuous", "d", "--datastore", &there, "--log-size", "256MiB", "--yes", "d"]);
+    let id = begun["task"]["id"].as_str().or(begun["id"].as_str()).unwrap();
+    let watched = second.appliance.ask(&["task", "watch", id]);
+    assert_eq!(watched.code, Some(0), "{watched:?}");
+    let number = |value: &Value| value.as_str().map_or_else(|| value.as_u64(), |text| text.parse().ok());
+    let told = |line: &str| -> Option<(String, u64)> {
+        let task: Value = serde_json::from_str(line).ok()?;
+        let disk = task["progress"]["disks"][0].clone();
+        Some((disk["disk"].as_str()?.to_owned(), number(&disk["total_bytes"]).unwrap_or_default()))
+    };
+    let text = watched.json.as_str().unwrap_or_default().to_owned();
+    let disks: Vec<(String, u64)> = text.lines().filter_map(told).collect();
+    assert!(disks.iter().any(|(disk, total)| disk == "web/root" && *total >= 8192), "{text}");
 }

@@ -58,6 +58,16 @@ fn figures_are_told_by_the_names_of_the_table_and_tell_what_is_so() {
     assert!(first.stop().success());
 }
 
+/// An options file with what a client of `server` needs.
+pub(crate) fn options_file(place: &Place, server: &S3Server) -> String {
+    let known = ["AWS_ENDPOINT_URL", "AWS_ALLOW_HTTP", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+    let lines = server.env().into_iter().filter(|(name, _)| known.contains(&name.as_str()));
+    let mut options: String = lines.map(|(name, value)| format!("{name}={value}\n")).collect();
+    options.push_str("RETRY_PAUSE=10ms\nRETRY_TRIES=4\nHEDGE=off\n");
+    std::fs::write(place.path("options"), options).unwrap();
+    place.path("options").display().to_string()
+}
+
 /// Operations of a storage site that took longer than a quarter of a second.
 fn slow(text: &str, operation: &str) -> f64 {
     let labels = format!("store=\"s\",operation=\"{operation}\"");
@@ -69,13 +79,8 @@ fn slow(text: &str, operation: &str) -> f64 {
 fn what_a_store_does_badly_shows_in_latencies_failed_tries_and_failed_operations() {
     let place = Place::new();
     let server = S3Server::start(&place.path("objects"), Options::default()).unwrap();
-    let known = ["AWS_ENDPOINT_URL", "AWS_ALLOW_HTTP", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
-    let lines = server.env().into_iter().filter(|(name, _)| known.contains(&name.as_str()));
-    let mut options: String = lines.map(|(name, value)| format!("{name}={value}\n")).collect();
-    options.push_str("RETRY_PAUSE=10ms\nRETRY_TRIES=4\nHEDGE=off\n");
-    std::fs::write(place.path("options"), options).unwrap();
+    let file = options_file(&place, &server);
     let first = place.serve_with("first", "metrics = \"127.0.0.1:0\"\n");
-    let file = place.path("options").display().to_string();
     first.ask(&["store", "add", "s", "--url", &server.url("site"), "--options-file", &file]).good();
     first.ask(&["domain", "create", "d", "--store", "s"]).good();
     let disk = format!("root={}", place.image("root").display());

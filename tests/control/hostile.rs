@@ -116,3 +116,63 @@ fn stores_that_cannot_be_are_not_remembered() {
         assert!(!bytes.windows(7).any(|w| w == b"hunter2"));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn absurd_plans_are_named_by_their_field_and_begin_nothing() {
+    let place = Place::new();
+    let first = place.serve("first");
+    first.ask(&["store", "add", "s", "--url", &place.store_url()]).good();
+    first.ask(&["domain", "create", "d", "--store", "s"]).good();
+    let client = first.client().await;
+    let good = || FailoverPlan {
+        general: Some(GeneralStage { domain: "d".into(), mode: FailoverMode::AsNeeded.into(), direction: 0 }),
+        failover: Some(FailoverStage { datastore: "/x".into(), ..Default::default() }),
+        ..Default::default()
+    };
+    let long = || "x".repeat(2000);
+    let many = || (0..10_001).map(|n| (n.to_string(), "x".to_owned())).collect();
+    let vm = |vm: &str| VmSettings { vm: vm.into(), ..Default::default() };
+    let stage = |vms: Vec<VmSettings>| Some(VmsStage { vms, ..Default::default() });
+    let options = |options: PlanOptions| Some(options);
+    let remote = |runbook: &str| {
+        let failover = Some(FailoverStage { datastore: "/x".into(), ..Default::default() });
+        let runbook = runbook.to_owned();
+        options(PlanOptions {
+            resume_remote: Some(RemoteSettings { failover, runbook, ..Default::default() }),
+            ..Default::default()
+        })
+    };
+    type Change<'a> = Box<dyn Fn(&mut FailoverPlan) + 'a>;
+    let cases: Vec<(&str, Change<'_>)> = vec![
+        ("plan.general", Box::new(|p| p.general = None)),
+        ("plan.failover", Box::new(|p| p.failover = None)),
+        ("plan.failover.datastore", Box::new(|p| p.failover.as_mut().unwrap().datastore = "relative".into())),
+        ("plan.failover.datastore", Box::new(|p| p.failover.as_mut().unwrap().datastore = "/x\0y".into())),
+        ("plan.failover.placement", Box::new(|p| p.failover.as_mut().unwrap().placement = many())),
+        ("plan.general.direction", Box::new(|p| p.general.as_mut().unwrap().direction = 2)),
+        ("plan.general.mode", Box::new(|p| p.general.as_mut().unwrap().mode = 2)),
+        ("plan.vms.vms[1].vm", Box::new(|p| p.vms = stage(vec![vm("a"), vm("a")]))),
+        ("plan.vms.vms[0].vm", Box::new(|p| p.vms = stage(vec![vm("a\nb")]))),
+        ("plan.vms", Box::new(|p| p.vms = stage(vec![vm("a"); 10_001]))),
+        (
+            "plan.vms.storage_policy",
+            Box::new(|p| p.vms = Some(VmsStage { storage_policy: long(), ..Default::default() })),
+        ),
+        ("plan.dr.log_store", Box::new(|p| p.dr = Some(DrStage { log_store: "x".into(), ..Default::default() }))),
+        ("plan.options.point", Box::new(|p| p.options = options(PlanOptions { point: Some(0), ..Default::default() }))),
+        ("plan.options.resume_remote.runbook", Box::new(|p| p.options = remote("groups = 7"))),
+    ];
+    for (field, change) in cases {
+        let mut plan = good();
+        change(&mut plan);
+        let request = StartFailoverRequest { plan: Some(plan), ..Default::default() };
+        is_about(client.failover().start_failover(request).await, field);
+    }
+    let request = StartFailoverRequest { plan: Some(good()), request_id: "no uuid".into(), ..Default::default() };
+    is_about(client.failover().start_failover(request).await, "request_id");
+    is_about(client.failover().start_failover(StartFailoverRequest::default()).await, "plan");
+    is_about(client.tasks().get_task(GetTaskRequest { id: "x".into() }).await, "id");
+    is_about(client.tasks().abandon_task(AbandonTaskRequest::default()).await, "id");
+    assert!(first.ask(&["task", "list"]).good()["tasks"].as_array().is_none_or(Vec::is_empty));
+    assert!(first.stop().success());
+}

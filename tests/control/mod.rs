@@ -1,5 +1,6 @@
 //! One file for each group of cases; what they share is here and in `appliance`.
 
+mod abandoned;
 mod access;
 mod appliance;
 mod catalog;

@@ -2,11 +2,13 @@
 //!
 //! Invariant: numbers of a task follow each other from 1; an entry that was acknowledged is durable and never changed.
 
+use std::collections::BTreeMap;
+
 use rusqlite::OptionalExtension;
 
-use super::{Catalog, damaged, failed, millis};
-use crate::error::{Error, ErrorKind, Result};
-use crate::failover::{Entry, Journal, TaskId};
+use super::{Catalog, damaged, failed, millis, time};
+use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::failover::{Abandoned, Entry, Journal, Kept, TaskId};
 
 impl Journal for Catalog {
     fn append(&self, task: TaskId, entry: &Entry) -> Result<u64> {
@@ -35,20 +37,66 @@ impl Journal for Catalog {
         })
     }
 
-    fn load(&self) -> Result<Vec<(TaskId, Entry)>> {
+    fn load(&self) -> Result<Kept> {
+        self.call_blocking(|db| Ok(Kept { entries: entries(db)?, abandoned: abandoned(db)? }))
+    }
+
+    fn abandon(&self, task: TaskId, abandoned: &Abandoned) -> Result<()> {
+        let row = (task.to_string(), millis(abandoned.at), abandoned.actor.clone(), abandoned.why.clone());
         self.call_blocking(|db| {
-            let failed = |e| failed("read the journal", e);
-            let mut statement = db.prepare("SELECT task, entry FROM journal ORDER BY task, n").map_err(failed)?;
-            let mut rows = statement.query([]).map_err(failed)?;
-            let mut out = Vec::new();
-            while let Some(row) = rows.next().map_err(failed)? {
-                let (id, text): (String, String) = (row.get(0).map_err(failed)?, row.get(1).map_err(failed)?);
-                let id = TaskId::parse(&id).ok_or_else(|| damaged(&format!("{id:?} is no task")))?;
-                out.push((id, Entry::from_text(&text)?));
-            }
-            Ok(out)
+            let sql = "INSERT INTO abandoned (task, at, actor, why) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING";
+            db.execute(sql, row).map(drop).map_err(|e| failed("write that a task was given up", e))
         })
     }
+}
+
+/// All entries, by task and number. One whose number is not the next is an error in its place, as is one that is none.
+pub(super) fn entries(db: &rusqlite::Connection) -> Result<Vec<(TaskId, Result<Entry>)>> {
+    let failed = |e| failed("read the journal", e);
+    let mut statement = db.prepare("SELECT task, n, entry FROM journal ORDER BY task, n").map_err(failed)?;
+    let mut rows = statement.query([]).map_err(failed)?;
+    let mut out: Vec<(TaskId, Result<Entry>)> = Vec::new();
+    let mut expected = 1;
+    while let Some(row) = rows.next().map_err(failed)? {
+        let (id, n): (String, i64) = (row.get(0).map_err(failed)?, row.get(1).map_err(failed)?);
+        let id = TaskId::parse(&id).ok_or_else(|| damaged(&format!("{id:?} is no task")))?;
+        if out.last().is_none_or(|(last, _)| *last != id) {
+            expected = 1;
+        }
+        let text = row.get_ref(2).map_err(failed)?.as_bytes().unwrap_or_default();
+        out.push((id, entry(text, n, expected)));
+        expected = n.saturating_add(1);
+    }
+    Ok(out)
+}
+
+/// The `n`-th entry of a task, which is to be number `expected`.
+fn entry(text: &[u8], n: i64, expected: i64) -> Result<Entry> {
+    let bad = |why: String| Err(Error::new(ErrorKind::Damaged, format!("entry {n} of the journal {why}")));
+    if n != expected {
+        return bad(format!("is there, and entry {expected} is missing"));
+    }
+    let Ok(text) = std::str::from_utf8(text) else { return bad("is no text".to_owned()) };
+    let entry = Entry::from_text(text).while_doing(|| format!("number {n}"))?;
+    match u64::try_from(n) == Ok(entry.n) {
+        true => Ok(entry),
+        false => bad(format!("says that it is number {}", entry.n)),
+    }
+}
+
+/// Tasks that were given up.
+pub(super) fn abandoned(db: &rusqlite::Connection) -> Result<BTreeMap<TaskId, Abandoned>> {
+    let failed = |e| failed("read which tasks were given up", e);
+    let mut statement = db.prepare("SELECT task, at, actor, why FROM abandoned").map_err(failed)?;
+    let mut rows = statement.query([]).map_err(failed)?;
+    let mut out = BTreeMap::new();
+    while let Some(row) = rows.next().map_err(failed)? {
+        let id: String = row.get(0).map_err(failed)?;
+        let id = TaskId::parse(&id).ok_or_else(|| damaged(&format!("{id:?} is no task")))?;
+        let (actor, why) = (row.get(2).map_err(failed)?, row.get(3).map_err(failed)?);
+        out.insert(id, Abandoned { at: time(row.get(1).map_err(failed)?), actor, why });
+    }
+    Ok(out)
 }
 
 impl Catalog {
@@ -59,7 +107,11 @@ impl Catalog {
         ended.truncate(ended.len().saturating_sub(keep));
         self.call(move |db| {
             for task in &ended {
-                for sql in ["DELETE FROM journal WHERE task = ?1", "DELETE FROM request WHERE task = ?1"] {
+                for sql in [
+                    "DELETE FROM journal WHERE task = ?1",
+                    "DELETE FROM request WHERE task = ?1",
+                    "DELETE FROM abandoned WHERE task = ?1",
+                ] {
                     db.execute(sql, [task.to_string()]).map_err(|e| failed("clear the journal", e))?;
                 }
             }

@@ -9,6 +9,7 @@
 //! | `schema` | tables, versions, the refusal of newer ones |
 //! | `stores`, `domains`, `disks`, `runbooks` | records by those names |
 //! | `journal` | what happened to tasks |
+//! | `inspect` | looking at the file without an appliance |
 //! | `events` | who did what, when, and how it ended |
 //!
 //! It never holds a secret: credentials are named by files and the environment. The hot path never touches it, and a lost
@@ -18,6 +19,7 @@
 mod disks;
 mod domains;
 mod events;
+mod inspect;
 mod journal;
 mod recoveries;
 mod runbooks;
@@ -38,6 +40,7 @@ pub(crate) use disks::{protect, protected, protected_domains, unprotect, unprote
 pub(crate) use domains::{DomainRecord, Origin};
 pub(crate) use events::cut;
 pub(crate) use events::{EventPage, EventRecord};
+pub use inspect::inspect_catalog;
 pub(crate) use recoveries::{Recovery, park, parked, unpark};
 pub(crate) use runbooks::{RunbookKind, RunbookRecord};
 pub(crate) use stores::StoreRecord;

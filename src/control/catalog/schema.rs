@@ -6,10 +6,10 @@ use super::failed;
 use crate::error::{Error, ErrorKind, Result};
 
 /// `FRSH`: tells a catalog from a database of others.
-const APPLICATION: i64 = 0x4652_5348;
+pub(super) const APPLICATION: i64 = 0x4652_5348;
 
 /// What leads from version n to n + 1. Reasons stand beside each.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     // 1: the first.
     "CREATE TABLE site (one INTEGER PRIMARY KEY CHECK (one = 1), name TEXT NOT NULL, catalog TEXT NOT NULL,
         created INTEGER NOT NULL) STRICT;
@@ -37,6 +37,8 @@ const STEPS: [&str; 2] = [
         follows INTEGER NOT NULL CHECK (follows IN (0, 1))) STRICT;
      CREATE TABLE parked (domain TEXT PRIMARY KEY REFERENCES domain (name) ON DELETE CASCADE, generation INTEGER NOT NULL,
         segment INTEGER NOT NULL) STRICT;",
+    // 3: tasks that were given up, since their journal cannot be read.
+    "CREATE TABLE abandoned (task TEXT PRIMARY KEY, at INTEGER NOT NULL, actor TEXT NOT NULL, why TEXT NOT NULL) STRICT;",
 ];
 
 /// The version that this program writes.

@@ -193,10 +193,55 @@ async fn the_journal_keeps_entries_once_without_gaps_after_a_restart_and_lets_th
 
     let catalog = open(dir.path()).unwrap();
     let all = [(ids[0], began(1, 0)), (ids[0], began(2, 1)), (ids[1], began(1, 0)), (ids[2], began(1, 0))];
-    assert_eq!(catalog.load().unwrap(), all);
+    let loaded = |catalog: &Catalog| -> Vec<(TaskId, Entry)> {
+        catalog.load().unwrap().entries.into_iter().map(|(id, entry)| (id, entry.unwrap())).collect()
+    };
+    assert_eq!(loaded(&catalog), all);
     assert_eq!(catalog.task_of_request("r", "x").await.unwrap(), Some(ids[0]));
     assert_eq!(catalog.task_of_request("r", "other").await.unwrap_err().kind(), ErrorKind::Refused);
     assert_eq!(catalog.forget_tasks(ids.clone(), 2).await.unwrap(), 1);
-    assert_eq!(catalog.load().unwrap(), all[2..]);
+    assert_eq!(loaded(&catalog), all[2..]);
     assert_eq!(catalog.task_of_request("r", "x").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn an_entry_that_cannot_be_read_is_told_in_its_place_and_hides_no_other_task() {
+    use crate::failover::{Abandoned, Entry, Event, Journal, TaskId};
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = open(dir.path()).unwrap();
+    let ids: Vec<TaskId> = (1..=5).map(|ms| TaskId::new(Time::from_millis(ms))).collect();
+    for id in &ids {
+        for n in 1..=3 {
+            catalog.append(*id, &Entry::new(n, Time::from_millis(5), Event::Began { step: 0 })).unwrap();
+        }
+    }
+    let spoil = |sql: &str, id: TaskId| {
+        let (sql, id) = (sql.to_owned(), id.to_string());
+        let changed = catalog.call_blocking(move |db| Ok(db.execute(&sql, [id]).unwrap())).unwrap();
+        assert_eq!(changed, 1);
+    };
+    spoil("UPDATE journal SET entry = '{' WHERE n = 2 AND task = ?1", ids[0]);
+    spoil("UPDATE journal SET entry = CAST(x'ff00' AS TEXT) WHERE n = 3 AND task = ?1", ids[1]);
+    spoil("DELETE FROM journal WHERE n = 2 AND task = ?1", ids[2]);
+    spoil("UPDATE journal SET entry = replace(entry, '\"n\":1', '\"n\":7') WHERE n = 1 AND task = ?1", ids[3]);
+    let kept = catalog.load().unwrap();
+    let of = |id: TaskId| -> Vec<Option<String>> {
+        let of = kept.entries.iter().filter(|(task, _)| *task == id);
+        of.map(|(_, entry)| entry.as_ref().err().map(ToString::to_string)).collect()
+    };
+    assert!(of(ids[0])[1].as_ref().unwrap().contains("number 2"), "{:?}", of(ids[0]));
+    assert!(of(ids[1])[2].as_ref().unwrap().contains("is no text"), "{:?}", of(ids[1]));
+    assert!(of(ids[2])[1].as_ref().unwrap().contains("entry 2 is missing"), "{:?}", of(ids[2]));
+    assert!(of(ids[3])[0].as_ref().unwrap().contains("says that it is number 7"), "{:?}", of(ids[3]));
+    assert!(of(ids[4]).iter().all(Option::is_none) && of(ids[4]).len() == 3);
+
+    let given = Abandoned { at: Time::from_millis(9), actor: "root".into(), why: "x".into() };
+    catalog.abandon(ids[0], &given).unwrap();
+    catalog.abandon(ids[0], &Abandoned { actor: "other".into(), ..given.clone() }).unwrap();
+    drop(catalog);
+    let catalog = open(dir.path()).unwrap();
+    assert_eq!(catalog.load().unwrap().abandoned.into_iter().collect::<Vec<_>>(), [(ids[0], given)]);
+    catalog.forget_tasks(ids.clone(), 0).await.unwrap();
+    let kept = catalog.load().unwrap();
+    assert!(kept.entries.is_empty() && kept.abandoned.is_empty());
 }

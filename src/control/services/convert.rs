@@ -10,7 +10,7 @@ use crate::control::view::{status_of, timestamp};
 use crate::failover::{
     ApplianceNetworks, DEFAULT_RELEASE_LIMIT, Direction, DrSettings, FailoverMode, FailoverPlan, FailoverSettings,
     Finding, General, Options, PointChoice, RemoteSettings, Runbook, Severity, Step, StepState, Summary, Task,
-    TaskKind, TaskState, VmSetting, VmSettings, point_of_no_return,
+    TaskKind, TaskProgress, TaskState, VmSetting, VmSettings, point_of_no_return,
 };
 use crate::ids::{Name, SegmentNo, Time};
 
@@ -280,6 +280,32 @@ fn step_name(step: &Step) -> String {
     }
 }
 
+/// How far a task is, as it is sent.
+fn progress(progress: &TaskProgress) -> proto::TaskProgress {
+    let rate = |rate: f64| (rate > 0.0).then(|| seconds(rate));
+    let basis = match progress.eta_seconds {
+        None => String::new(),
+        Some(_) if progress.done_bytes >= progress.total_bytes => "nothing is left of what is known".to_owned(),
+        Some(_) => format!("the rate of the last {} s", seconds(progress.measured_seconds)),
+    };
+    let disks = progress.disks.iter().map(|of| proto::TaskDiskProgress {
+        disk: of.disk.clone(),
+        done_bytes: of.done_bytes,
+        total_bytes: of.total_bytes,
+        rate_bytes: rate(of.bytes_per_second),
+        eta_s: of.eta_seconds.map(seconds),
+    });
+    proto::TaskProgress {
+        stage: progress.stage.to_owned(),
+        done_bytes: progress.done_bytes,
+        total_bytes: progress.total_bytes,
+        rate_bytes: rate(progress.bytes_per_second),
+        eta_s: progress.eta_seconds.map(seconds),
+        eta_basis: basis,
+        disks: disks.collect(),
+    }
+}
+
 /// A task as it is sent.
 pub(super) fn task(task: &Task) -> proto::Task {
     let stamp = |time: Option<Time>| time.map(timestamp);
@@ -308,13 +334,7 @@ pub(super) fn task(task: &Task) -> proto::Task {
         created: Some(timestamp(task.created)),
         state: state(&task.state).into(),
         steps: steps.collect(),
-        progress: task.progress.as_ref().map(|progress| proto::TaskProgress {
-            stage: progress.stage.to_owned(),
-            done_bytes: progress.done_bytes,
-            total_bytes: progress.total_bytes,
-            rate_bytes: (progress.bytes_per_second > 0.0).then(|| seconds(progress.bytes_per_second)),
-            eta_s: progress.eta_seconds.map(seconds),
-        }),
+        progress: task.progress.as_ref().map(progress),
         outcome,
         question: task.question().map(|question| proto::TaskQuestion {
             text: question.text.clone(),

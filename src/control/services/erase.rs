@@ -130,7 +130,7 @@ pub(super) async fn delete(
     let cleared = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(&local).map_err(|e| (local, e))).await;
     match cleared {
         Ok(Err((local, e))) if e.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(domain = %name, "bitmaps and log of the deleted domain stay in {}: {e}", local.display());
+            tracing::warn!("bitmaps and log of the deleted domain stay in {}: {e}", local.display());
         }
         Err(e) => return Err(Error::with_source(ErrorKind::Internal, "clearing bitmaps panicked", e).into()),
         _ => {}

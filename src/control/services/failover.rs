@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
+use tracing::Instrument;
 
 use super::convert::{self, Decided};
 use super::{Services, caller, fields, runbooks};
@@ -20,6 +21,7 @@ use crate::failover::{
 };
 use crate::format::xxh3_128;
 use crate::ids::{Name, Time};
+use crate::log_context;
 
 /// What is asked of the engine, and the part of it that a token confirms.
 struct Asked {
@@ -292,7 +294,8 @@ fn act_of(wish: &Wish) -> String {
 }
 
 async fn look(app: &Appliance, caller: &Caller, wish: &Wish) -> Done<Told> {
-    let planned = app.engine.plan(&accepting(wish, None)).await?;
+    let about = log_context::call(&caller.name, &act_of(wish), Some(wish.domain().as_str()));
+    let planned = app.engine.plan(&accepting(wish, None)).instrument(about).await?;
     let wrong = planned.findings.iter().any(|found| found.severity == Grave::Error);
     let mut told = Told {
         findings: planned.findings.iter().map(convert::finding).collect(),

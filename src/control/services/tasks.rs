@@ -10,8 +10,8 @@ use super::{Messages, Services, caller, convert, fields};
 use crate::control::fault::{Done, Fault};
 use crate::control::proto::task_service_server::TaskService;
 use crate::control::proto::{
-    AnswerTaskRequest, AnswerTaskResponse, GetTaskRequest, GetTaskResponse, ListTasksRequest, ListTasksResponse,
-    WatchTaskRequest, WatchTaskResponse,
+    AbandonTaskRequest, AbandonTaskResponse, AnswerTaskRequest, AnswerTaskResponse, GetTaskRequest, GetTaskResponse,
+    ListTasksRequest, ListTasksResponse, WatchTaskRequest, WatchTaskResponse,
 };
 use crate::error::{Error, ErrorKind};
 use crate::failover::{Choice, Command, TaskId};
@@ -95,5 +95,27 @@ impl TaskService for Services {
             Ok(convert::task(&*engine.task(id)?))
         });
         Ok(Response::new(AnswerTaskResponse { task: Some(answered.await?) }))
+    }
+
+    async fn abandon_task(
+        &self,
+        request: Request<AbandonTaskRequest>,
+    ) -> Result<Response<AbandonTaskResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let (app, asked) = (Arc::clone(&self.app), request.into_inner());
+        let id = id(&asked.id)?;
+        // Of one of which nothing can be read, not even the domain is known.
+        let domain = app.engine.task(id).ok().map(|task| task.domain.to_string());
+        let (subject, by) = (domain.clone().unwrap_or_else(|| id.to_string()), caller.name.clone());
+        let named = subject.clone();
+        let given_up = self.app.act(&caller, "TaskService/AbandonTask", &subject, async move {
+            if asked.domain != named {
+                let what = if domain.is_some() { "the task's domain" } else { "the task's id, since no more is known" };
+                return Err(Fault::field("domain", format!("must be {what}, {named}, which confirms it")));
+            }
+            let task = app.engine.abandon(id, &by).await?;
+            Ok(task.map(|task| convert::task(&task)))
+        });
+        Ok(Response::new(AbandonTaskResponse { task: given_up.await? }))
     }
 }

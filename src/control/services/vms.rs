@@ -158,7 +158,7 @@ async fn join(app: &Arc<Appliance>, record: &DomainRecord, vm: VmSource) -> Done
             if let Some(hosted) = app.hosting.get(&domain)
                 && let Err(also) = hosted.remove(&vm.name, &disk.name).await
             {
-                tracing::warn!(%domain, vm = %vm.name, disk = %disk.name, "it stays protected until the next start: {also}");
+                tracing::warn!(vm = %vm.name, disk = %disk.name, "it stays protected until the next start: {also}");
             }
         }
         return Err(error.into());

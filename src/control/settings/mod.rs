@@ -7,6 +7,7 @@
 //! Owns what may be set and what fits together. It holds no secret: keys and credentials are named by their files.
 //! Invariant: nothing outside the file changes a setting.
 
+mod contradictions;
 mod example;
 mod read;
 mod table;
@@ -115,6 +116,8 @@ pub struct Settings {
     pub site: Name,
     /// Directory of the catalog and of what protections remember.
     pub state: PathBuf,
+    /// Log lines are JSON objects.
+    pub logs_json: bool,
     /// Unix socket of the API.
     pub socket: PathBuf,
     /// Address of the API over TLS, with its files.
@@ -186,7 +189,7 @@ impl Settings {
         let mut problems = Vec::new();
         let values = read::read(table, &mut problems);
         let settings = problems.is_empty().then(|| Settings::of(&values, &mut problems)).flatten();
-        contradictions(&values, &mut problems);
+        contradictions::find(&values, &mut problems);
         match settings.filter(|_| problems.is_empty()) {
             Some(settings) => Ok(settings),
             None => {
@@ -209,6 +212,7 @@ impl Settings {
         };
         let settings = Settings {
             site: Name::new(values.text("site")?).ok()?,
+            logs_json: values.text("log.format") == Some("json"),
             socket: values.path("listen.socket")?,
             tcp: values.text("listen.tcp").map(str::to_owned).zip(tls),
             metrics: values.text("listen.metrics").map(str::to_owned),
@@ -264,7 +268,7 @@ impl Settings {
         let probe = settings.protect_request(settings.site.clone(), Vec::new());
         let one = crate::capture::VmSource { name: settings.site.clone(), disks: Vec::new(), definition: None };
         let probe = ProtectRequest { vms: vec![one], ..probe };
-        problems.extend(probe.validate().err().map(|e| format!("protect: {e}")));
+        problems.extend(probe.problems().into_iter().map(|problem| format!("protect: {problem}")));
         Some(settings)
     }
 
@@ -290,10 +294,8 @@ impl Settings {
 
     /// Where the disks of `domain` are served. A name that is too long for an address gives way to its digest.
     pub(crate) fn export_socket(&self, domain: &Name) -> PathBuf {
-        /// Longest path that an address of a Unix socket holds, without its end.
-        const MOST: usize = 107;
         let plain = self.protect.socket_dir.join(format!("{}.sock", domain.key()));
-        if plain.as_os_str().len() <= MOST {
+        if plain.as_os_str().len() <= contradictions::MOST_SOCKET {
             return plain;
         }
         let digest = crate::format::xxh3_64(domain.as_str().as_bytes());
@@ -326,43 +328,6 @@ impl Settings {
 pub(crate) fn resolve(address: &str) -> Result<SocketAddr> {
     let found = address.to_socket_addrs().io_context(|| format!("look up {address}"))?.next();
     found.ok_or_else(|| Error::new(ErrorKind::Invalid, format!("{address} is no address")))
-}
-
-/// What does not fit together.
-fn contradictions(values: &read::Values, problems: &mut Vec<String>) {
-    let tls = ["tls.certificate", "tls.key", "tls.client_ca"];
-    let set: Vec<&str> = tls.into_iter().filter(|name| values.text(name).is_some()).collect();
-    match values.text("listen.tcp") {
-        Some(_) => {
-            let missing = tls.into_iter().filter(|name| values.text(name).is_none());
-            problems.extend(
-                missing.map(|name| format!("{name}: must be there, since listen.tcp is: TCP is served over TLS only")),
-            );
-            if values.access.is_empty() {
-                problems.push("access: nobody has a role, so that nobody could do anything over listen.tcp".to_owned());
-            }
-        }
-        None => {
-            problems.extend(set.iter().map(|name| format!("{name}: is there without listen.tcp")));
-            if !values.access.is_empty() {
-                problems.push("access: roles are for certificates, and listen.tcp is not there".to_owned());
-            }
-        }
-    }
-    if let Some(metrics) = values.text("listen.metrics") {
-        if values.text("listen.tcp") == Some(metrics) {
-            problems.push("listen.metrics: is the address of listen.tcp".to_owned());
-        }
-        let host = metrics.rsplit_once(':').map_or("", |(host, _)| host);
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let loopback = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        if !loopback && !values.switch("listen.metrics_public") {
-            problems
-                .push(format!("listen.metrics: {metrics} is not a loopback address: listen.metrics_public allows it"));
-        }
-    } else if values.switch("listen.metrics_public") {
-        problems.push("listen.metrics_public: is there without listen.metrics".to_owned());
-    }
 }
 
 #[cfg(test)]

@@ -80,6 +80,12 @@ pub const SETTINGS: &[Setting] = &[
         "Directory of the catalog and of what protections remember; made where it is missing",
     ),
     setting(
+        "log.format",
+        Kind::Word(&["text", "json"]),
+        "text",
+        "How log lines look on standard error: for people, or one JSON object a line; `--log-format` overrides it",
+    ),
+    setting(
         "listen.socket",
         Kind::Path,
         "/run/freshet/freshet.sock",

@@ -67,6 +67,31 @@ fn what_contradicts_itself_is_told() {
     assert!(check(&same).contains("is the address of listen.tcp"));
     let log = "site = \"a\"\n[protect]\nlog_size = \"32MiB\"\nmemory = \"1GiB\"\n";
     assert!(check(log).contains("protect: size of the replication log"), "{}", check(log));
+    let many = "site = \"a\"\n[protect]\nmemory = \"128MiB\"\nconnections = 1000\nlog_size = \"32MiB\"\n";
+    let told = check(&many.replace("32MiB", "33MiB").replace("128MiB", "1GiB"));
+    assert!(told.contains("too small for 1000 connections") && told.contains("replication log"), "{told}");
+    assert!(told.starts_with("2 problems:"), "{told}");
+    for (text, part) in [
+        ("state = \"/s\"\n[protect]\nlog_store = \"/s\"\n", "protect.log_store: is /s: a domain named catalog"),
+        ("state = \"/s\"\n[protect]\nlog_store = \"/s/catalog/x\"\n", "a domain named catalog"),
+        ("state = \"/s\"\n[protect]\nimage_dirs = [\"/\"]\n", "/ holds state (/s), which operators"),
+        ("state = \"/s\"\n[protect]\nimage_dirs = [\"/x\"]\nlog_store = \"/x/logs\"\n", "/x holds protect.log_store"),
+        ("[protect]\nsocket_dir = \"/run/a\"\n[listen]\nsocket = \"/run/a/d.sock\"\n", "is in protect.socket_dir"),
+        ("[hypervisor]\npoll = \"30s\"\n[failover]\nshutdown_limit = \"20s\"\n", "longer than failover.shutdown_limit"),
+        ("[hypervisor]\npoll = \"30s\"\nlimit = \"2s\"\n", "longer than hypervisor.limit"),
+    ] {
+        let told = check(&format!("site = \"a\"\n{text}"));
+        assert!(told.contains(part), "{part} is not in {told}");
+    }
+    let long = format!("/{}", "x".repeat(90));
+    let told =
+        check(&format!("site = \"a\"\n[protect]\nsocket_dir = \"{long}\"\n[listen]\nsocket = \"{long}{long}\"\n"));
+    assert!(told.contains("protect.socket_dir: has 91 bytes") && told.contains("listen.socket: has 182"), "{told}");
+    let port = TCP.replace("127.0.0.1:1", "0.0.0.0:9").replace("[tls]", "metrics = \"127.0.0.1:9\"\n[tls]");
+    assert!(check(&port).contains("has the port of listen.tcp"), "{}", check(&port));
+    // Beside each other is no contradiction.
+    let beside = "site = \"a\"\nstate = \"/s\"\n[protect]\nimage_dirs = [\"/images\"]\nlog_store = \"/s/logs\"\n";
+    assert!(Settings::parse(beside).is_ok(), "{:?}", Settings::parse(beside));
     assert!(check("site = ").contains("TOML"), "{}", check("site = "));
     assert!(check("").contains("site: must be there"));
     assert!(check("site = \"a\"\n[state]\nx = 1\n").contains("is not known"));

@@ -81,7 +81,7 @@ impl SiteWorld {
             return Ok(());
         }
         let status = hosted.status().await;
-        tracing::info!(%domain, mode = %status.mode, "its protection is ended: the domain is another site's");
+        tracing::info!(mode = %status.mode, "its protection is ended: the domain is another site's");
         match self.hosting.end(domain).await {
             Some(Err(error)) => Err(error),
             _ => Ok(()),
@@ -102,7 +102,7 @@ impl SiteWorld {
             Some(Ok(report)) if report.point == at && !report.between_points => reached(report)?,
             other => {
                 if let Some(Err(error)) = other {
-                    tracing::warn!(%domain, "its follower did not come to segment {}: {error}", at.segment);
+                    tracing::warn!("its follower did not come to segment {}: {error}", at.segment);
                 }
                 let to = RehydrateTo { plan: recovery.plan, point: PointChoice::Number(at.segment), vms: Vec::new() };
                 self.bring_to(&to, progress, cancel).await?

@@ -70,9 +70,10 @@ impl Followers {
         }
         let (end, ends) = tokio::sync::mpsc::channel(1);
         let run = Run { plan, seen: Arc::default(), end, cancel: Cancel::new() };
-        let keeper = Keeper { domain: domain.clone(), seen: Arc::clone(&run.seen), start, cancel: run.cancel.clone() };
+        let keeper = Keeper { seen: Arc::clone(&run.seen), start, cancel: run.cancel.clone() };
         runs.insert(domain.clone(), Arc::new(run));
-        tokio::spawn(keeper.run(ends));
+        let about = crate::log_context::domain(domain);
+        tokio::spawn(tracing::Instrument::instrument(keeper.run(ends), about));
     }
 
     fn get(&self, domain: &Name) -> Option<Arc<Run>> {
@@ -121,7 +122,6 @@ impl Followers {
 
 /// What keeps one domain followed.
 struct Keeper {
-    domain: Name,
     seen: Arc<Mutex<Seen>>,
     start: Start,
     cancel: Cancel,
@@ -144,7 +144,7 @@ impl Keeper {
                 Err(error) => error,
             };
             if !self.cancel.is_cancelled() {
-                tracing::warn!(domain = %self.domain, "its disks do not follow it, and that is tried again: {ended}");
+                tracing::warn!("its disks do not follow it, and that is tried again: {ended}");
             }
             self.tell(|seen| (seen.running, seen.problem) = (false, Some(ended.to_string())));
             if began.elapsed() > MAX_PAUSE {
@@ -185,7 +185,7 @@ impl Keeper {
                         Some(End::Complete(at, tell)) => drop(tell.send(following.complete_at(at).await)),
                         Some(End::Stop(tell)) => {
                             if let Err(error) = following.stop().await {
-                                tracing::info!(domain = %self.domain, "following ended: {error}");
+                                tracing::info!("following ended: {error}");
                             }
                             let _ = tell.send(());
                         }

@@ -75,6 +75,7 @@ impl SiteWorld {
                 applied,
                 caught_up: false,
                 done: (0, 0),
+                disks: Vec::new(),
                 problem,
             }));
         };
@@ -90,6 +91,7 @@ impl SiteWorld {
             // The disks equal a point: all of the base is here.
             caught_up: seen.running && seen.state.applied.is_some(),
             done: (seen.counts.done, seen.counts.total),
+            disks: seen.counts.disks,
             problem: seen.problem,
         }))
     }

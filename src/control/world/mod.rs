@@ -160,7 +160,7 @@ impl World for SiteWorld {
     }
 
     async fn refuse_request(&self, domain: &Name, why: &str) -> Result<()> {
-        tracing::info!(%domain, "who asks for it is turned down: {why}");
+        tracing::info!("who asks for it is turned down: {why}");
         let (_, mut view) = self.view(domain).await?;
         view.resume(&self.settings.site).await.map(drop)
     }

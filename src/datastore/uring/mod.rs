@@ -132,7 +132,7 @@ fn start_ring(options: &EngineOptions, slab: &Arc<Slab>, helpers: &Arc<Workers>)
     let (depth, register) = (options.queue_depth, options.register_buffers);
     let thread = std::thread::Builder::new()
         .name("freshet-ring".to_owned())
-        .spawn(move || ring_thread(depth, register, slab, helpers, queue, &ready))
+        .spawn(crate::log_context::here(move || ring_thread(depth, register, slab, helpers, queue, &ready)))
         .io_context(|| "start a freshet-ring thread")?;
     match is_ready.recv_timeout(Duration::from_secs(START_SECONDS)) {
         Ok(Ok((registered, why_not))) => Ok(Started { queue: sender, thread, registered, why_not }),

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::Instrument;
+
 use super::meter::Meter;
 use super::slot::Slot;
 use super::{Event, Inner, policy};
@@ -11,6 +13,7 @@ use crate::error::{ErrorKind, Result};
 use crate::failover::steps::{Context, Ran, Unwound};
 use crate::failover::task::{StepState, Task, TaskError};
 use crate::failover::transition::{Action, next_action};
+use crate::log_context;
 use crate::progress::Progress;
 
 /// Pause before looking again at a task that changed in between.
@@ -25,26 +28,44 @@ pub(super) fn start(inner: &Arc<Inner>, slot: &Arc<Slot>) {
 async fn drive(inner: Arc<Inner>, slot: Arc<Slot>) {
     while !inner.stop.is_cancelled() && !slot.is_stalled() {
         let task = slot.task();
-        let went_on = match next_action(&task) {
+        let (about, went_on) = match next_action(&task) {
             Action::End => {
+                about(&task, None).in_scope(|| tracing::info!(state = task.state.word(), "the task is over"));
                 inner.forget_old();
                 return;
             }
             Action::Wait => {
                 slot.wake.notified().await;
-                Ok(())
+                continue;
             }
-            Action::Settle(step) => inner.apply(&slot, Event::Interrupted { step: number(step) }).await.map(drop),
-            Action::Do(step) => do_step(&inner, &slot, &task, step).await,
-            Action::Undo(step) => undo_step(&inner, &slot, &task, step).await,
+            Action::Settle(step) => {
+                let settled = inner.apply(&slot, Event::Interrupted { step: number(step) }).await.map(drop);
+                (about(&task, Some(step)), settled)
+            }
+            Action::Do(step) => {
+                let about = about(&task, Some(step));
+                (about.clone(), do_step(&inner, &slot, &task, step).instrument(about).await)
+            }
+            Action::Undo(step) => {
+                let about = about(&task, Some(step));
+                (about.clone(), undo_step(&inner, &slot, &task, step).instrument(about).await)
+            }
         };
         // What was to happen next no longer is, since a command came in between; or the journal failed, and then the
         // task is stalled.
         if let Err(error) = went_on {
-            tracing::debug!(task = %task.id, domain = %task.domain, %error, "looking again");
+            about.in_scope(|| tracing::debug!(%error, "looking again"));
             inner.world.sleep(LOOK_AGAIN).await;
         }
     }
+}
+
+/// What lines of a step are about. The generation is that of this site's claim, before it that of the owner.
+fn about(task: &Task, step: Option<usize>) -> tracing::Span {
+    let learned = &task.learned;
+    let generation = learned.claimed.map(|(generation, _)| generation);
+    let generation = generation.or(learned.owner.as_ref().map(|(_, generation)| *generation));
+    log_context::task(&task.id, &task.domain, step.map(|step| task.steps[step].step.word()), generation)
 }
 
 /// Waits before another try. Whether the time is over; a command may have come instead.
@@ -61,11 +82,11 @@ async fn do_step(inner: &Arc<Inner>, slot: &Arc<Slot>, task: &Task, i: usize) ->
     if matches!(record.state, StepState::Retrying { .. }) && !pause_before(inner, slot, record.attempts).await {
         return Ok(());
     }
-    let cancel = slot.fresh_interrupt();
+    let (cancel, before) = (slot.fresh_interrupt(), task.learned.owner.clone());
     let task = inner.apply(slot, Event::Began { step: number(i) }).await?;
-    let span = tracing::info_span!("step", task = %task.id, domain = %task.domain, step = task.steps[i].step.word());
+    tracing::info!(attempt = task.steps[i].attempts, "begins");
     let mut context = context(inner, &task, i, cancel.clone());
-    let ran = with_progress(inner, slot, &mut context, &span).await;
+    let ran = with_progress(inner, slot, &mut context).await;
     let log = std::mem::take(&mut context.log);
     let step = number(i);
     let event = match ran {
@@ -80,11 +101,16 @@ async fn do_step(inner: &Arc<Inner>, slot: &Arc<Slot>, task: &Task, i: usize) ->
             Event::Interrupted { step }
         }
         Err(e) => {
-            tracing::warn!(task = %task.id, domain = %task.domain, step = task.steps[i].step.word(), error = %e);
+            tracing::warn!("failed: {e}");
             Event::Failed { step, error: TaskError::of(&e), log }
         }
     };
-    inner.apply(slot, event).await.map(drop)
+    let task = inner.apply(slot, event).await?;
+    if let (None, Some((_, generation))) = (before, &task.learned.owner) {
+        log_context::generation(*generation);
+    }
+    tracing::info!(state = task.steps[i].state.word(), "ended");
+    Ok(())
 }
 
 fn context(inner: &Arc<Inner>, task: &Arc<Task>, i: usize, cancel: Cancel) -> Context {
@@ -101,12 +127,7 @@ fn context(inner: &Arc<Inner>, task: &Arc<Task>, i: usize, cancel: Cancel) -> Co
 }
 
 /// Runs the step, and reports now and then how far it is.
-async fn with_progress(
-    inner: &Arc<Inner>,
-    slot: &Arc<Slot>,
-    context: &mut Context,
-    span: &tracing::Span,
-) -> Result<Ran> {
+async fn with_progress(inner: &Arc<Inner>, slot: &Arc<Slot>, context: &mut Context) -> Result<Ran> {
     let (progress, mut meter) = (context.progress.clone(), Meter::default());
     let mut tick = tokio::time::interval(inner.settings.progress_every.max(Duration::from_millis(1)));
     let run = async {
@@ -120,14 +141,14 @@ async fn with_progress(
         }
         context.run().await
     };
-    let mut run = std::pin::pin!(tracing::Instrument::instrument(run, span.clone()));
+    let mut run = std::pin::pin!(run);
     loop {
         tokio::select! {
             ran = &mut run => return ran,
             _ = tick.tick() => {
                 let snapshot = progress.snapshot();
                 if snapshot.total > 0 || !snapshot.stage.is_empty() {
-                    slot.report_progress(meter.take(inner.clock.now(), &snapshot));
+                    slot.report_progress(meter.take(inner.clock.now(), snapshot));
                 }
             }
         }
@@ -149,7 +170,7 @@ async fn undo_step(inner: &Arc<Inner>, slot: &Arc<Slot>, task: &Task, i: usize) 
         Ok(Unwound::Undone) => Event::Undone { step, log },
         Ok(Unwound::Overtaken(why)) => Event::UndoOvertaken { step, why },
         Err(e) => {
-            tracing::warn!(task = %task.id, domain = %task.domain, step = task.steps[i].step.word(), error = %e, "undo");
+            tracing::warn!("cannot be undone now: {e}");
             Event::UndoFailed { step, error: TaskError::of(&e) }
         }
     };

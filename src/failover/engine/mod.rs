@@ -24,10 +24,10 @@ use tokio::sync::watch;
 
 use self::slot::Slot;
 use super::event::{Entry, Event};
-use super::journal::Journal;
+use super::journal::{Abandoned, Journal};
 use super::request::{Command, Request};
 use super::runbook_check::MAX_SECONDS;
-use super::task::{Task, TaskId, bounded};
+use super::task::{Task, TaskError, TaskId, TaskState, bounded};
 use super::transition::{MAX_LINE_LEN, advance, submitted, transition};
 use super::validate::Act;
 use super::world::World;
@@ -99,6 +99,8 @@ struct Inner {
     clock: Arc<dyn Clock>,
     settings: EngineSettings,
     slots: Mutex<BTreeMap<TaskId, Arc<Slot>>>,
+    /// Tasks of whose journal not even the first entry can be read, and why: nobody knows what they are about.
+    unknown: Mutex<BTreeMap<TaskId, String>>,
     stop: Cancel,
 }
 
@@ -111,8 +113,8 @@ impl Engine {
         clock: Arc<dyn Clock>,
         settings: EngineSettings,
     ) -> Engine {
-        let (slots, stop) = (Mutex::default(), Cancel::new());
-        Engine { inner: Arc::new(Inner { journal, world, clock, settings, slots, stop }) }
+        let (slots, unknown, stop) = (Mutex::default(), Mutex::default(), Cancel::new());
+        Engine { inner: Arc::new(Inner { journal, world, clock, settings, slots, unknown, stop }) }
     }
 
     /// Goes on with every task of the journal that is not over. Called once, before anything is submitted.
@@ -121,25 +123,36 @@ impl Engine {
     /// What the journal says where it cannot be read.
     pub async fn recover(&self) -> Result<Recovered> {
         let journal = self.inner.journal.clone();
-        let entries = off_thread(move || journal.load()).await?;
-        let mut by_task: BTreeMap<TaskId, Vec<Entry>> = BTreeMap::new();
-        for (id, entry) in entries {
+        let kept = off_thread(move || journal.load()).await?;
+        let mut by_task: BTreeMap<TaskId, Vec<Result<Entry>>> = BTreeMap::new();
+        for (id, entry) in kept.entries {
             by_task.entry(id).or_default().push(entry);
         }
         let mut recovered = Recovered::default();
         for (id, entries) in by_task {
-            let (task, broken) = replay(id, &entries);
+            let (task, broken) = replay(id, entries);
+            let abandoned = kept.abandoned.get(&id);
             let Some(mut task) = task else {
-                recovered.broken.extend(broken.map(|e| (id, e)));
+                if let Some(error) = broken.filter(|_| abandoned.is_none()) {
+                    self.inner.unknown().insert(id, error.to_string());
+                    recovered.broken.push((id, error));
+                }
                 continue;
             };
+            if let Some(abandoned) = abandoned {
+                given_up(&mut task, abandoned);
+            }
             let over = task.state.is_terminal();
-            task.trouble = broken.as_ref().map(|e| format!("its journal makes no sense: {e}"));
+            let broken = broken.filter(|_| abandoned.is_none());
+            task.trouble = broken.as_ref().map(|e| format!("{UNREADABLE}: {e}"));
             let slot = Arc::new(Slot::new(task, true));
+            if abandoned.is_some() {
+                slot.set_given_up();
+            }
             self.inner.slots().insert(id, slot.clone());
             match (broken, over) {
                 (Some(error), _) => {
-                    slot.stall();
+                    slot.set_broken(error.to_string());
                     recovered.broken.push((id, error));
                 }
                 (None, true) => recovered.over += 1,
@@ -202,6 +215,40 @@ impl Engine {
             }
             slot.wake.notify_one();
             Ok(())
+        })
+        .await
+    }
+
+    /// Gives up a task whose journal cannot be read, durable when this returns: it is over, and its domain is free for
+    /// another one. Nothing is undone. Answers with the task as far as it is known.
+    ///
+    /// # Errors
+    /// `NotFound`; `Refused` where its journal reads well, since such a task can be answered or cancelled; what the journal
+    /// says.
+    pub async fn abandon(&self, id: TaskId, actor: &str) -> Result<Option<Arc<Task>>> {
+        let unknown = self.inner.unknown().get(&id).cloned();
+        let slot = if unknown.is_some() { None } else { Some(self.inner.slot(id)?) };
+        if let Some(slot) = slot.as_ref().filter(|slot| slot.is_given_up()) {
+            return Ok(Some(slot.task()));
+        }
+        let why = unknown.or_else(|| slot.as_ref().and_then(|slot| slot.broken()));
+        let Some(why) = why else {
+            let why = format!("the journal of task {id} reads well: cancel the task, or answer its question");
+            return Err(Error::new(ErrorKind::Refused, why));
+        };
+        let actor = bounded(actor.to_owned(), MAX_LINE_LEN);
+        let inner = self.inner.clone();
+        detached(async move {
+            let abandoned = Abandoned { at: inner.clock.now(), actor, why };
+            let (journal, kept) = (inner.journal.clone(), abandoned.clone());
+            off_thread(move || journal.abandon(id, &kept)).await?;
+            inner.unknown().remove(&id);
+            let Some(slot) = slot else { return Ok(None) };
+            let mut task = (*slot.task()).clone();
+            given_up(&mut task, &abandoned);
+            slot.set_given_up();
+            slot.publish(task);
+            Ok(Some(slot.task()))
         })
         .await
     }
@@ -285,6 +332,10 @@ impl Inner {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn unknown(&self) -> MutexGuard<'_, BTreeMap<TaskId, String>> {
+        self.unknown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn slot(&self, id: TaskId) -> Result<Arc<Slot>> {
         let slot = self.slots().get(&id).filter(|s| s.is_kept()).cloned();
         slot.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no task {id}")))
@@ -361,8 +412,36 @@ impl Inner {
     }
 }
 
+/// What a task of which no more is known than up to here is called.
+const UNREADABLE: &str = "its journal cannot be read; an admin can give it up (freshet task abandon)";
+
+/// It is over: somebody gave it up.
+fn given_up(task: &mut Task, abandoned: &Abandoned) {
+    let text = format!(
+        "given up by {}, since its journal cannot be read: {}; nothing was undone",
+        abandoned.actor, abandoned.why
+    );
+    task.state = TaskState::Failed { error: TaskError { kind: ErrorKind::Damaged, text } };
+    (task.ended, task.trouble, task.progress) = (Some(abandoned.at), None, None);
+}
+
+/// The task that entries of a journal make, as far as they make one, and what cannot be read or does not fit. No I/O.
+pub fn replay(id: TaskId, entries: Vec<Result<Entry>>) -> (Option<Task>, Option<Error>) {
+    let mut read = Vec::with_capacity(entries.len());
+    for entry in entries {
+        match entry {
+            Ok(entry) => read.push(entry),
+            Err(error) => {
+                let (task, broken) = folded(id, &read);
+                return (task, Some(broken.unwrap_or(error)));
+            }
+        }
+    }
+    folded(id, &read)
+}
+
 /// The task that `entries` make, as far as they make one, and what does not fit.
-pub(super) fn replay(id: TaskId, entries: &[Entry]) -> (Option<Task>, Option<Error>) {
+pub(super) fn folded(id: TaskId, entries: &[Entry]) -> (Option<Task>, Option<Error>) {
     let Some((first, rest)) = entries.split_first() else { return (None, None) };
     let mut task = match submitted(id, first) {
         Ok(task) => task,

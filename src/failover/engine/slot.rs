@@ -26,6 +26,10 @@ struct Own {
     kept: bool,
     /// Its journal could not be written, so that nobody knows what stands in it: nothing more is done before a restart.
     stalled: bool,
+    /// Why its journal could not be read when this process started, where it could not.
+    broken: Option<String>,
+    /// Somebody gave it up.
+    given_up: bool,
     /// Asks the step that runs to stop.
     interrupt: Cancel,
     driver: Option<JoinHandle<()>>,
@@ -77,6 +81,24 @@ impl Slot {
 
     pub(super) fn stall(&self) {
         self.own().stalled = true;
+    }
+
+    /// Its journal could not be read: nothing more is done.
+    pub(super) fn set_broken(&self, why: String) {
+        let mut own = self.own();
+        (own.stalled, own.broken) = (true, Some(why));
+    }
+
+    pub(super) fn broken(&self) -> Option<String> {
+        self.own().broken.clone()
+    }
+
+    pub(super) fn is_given_up(&self) -> bool {
+        self.own().given_up
+    }
+
+    pub(super) fn set_given_up(&self) {
+        self.own().given_up = true;
     }
 
     /// What the next step is asked to stop with.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::event::Entry;
-use crate::failover::journal::Journal;
+use crate::failover::journal::{Abandoned, Journal, Kept};
 use crate::failover::task::TaskId;
 
 /// What happens at a moment.
@@ -99,7 +99,11 @@ impl Journal for GatedJournal {
         Ok(n)
     }
 
-    fn load(&self) -> Result<Vec<(TaskId, Entry)>> {
+    fn load(&self) -> Result<Kept> {
         self.journal.load()
+    }
+
+    fn abandon(&self, task: TaskId, abandoned: &Abandoned) -> Result<()> {
+        self.journal.abandon(task, abandoned)
     }
 }

@@ -109,6 +109,7 @@ impl Context {
             self.progress.add_total(total.saturating_sub(counted.1));
             self.progress.add_done(done.saturating_sub(counted.0));
             counted = (counted.0.max(done), counted.1.max(total));
+            self.progress.disks_are(&follow.disks);
             if follow.caught_up {
                 let at: SegmentRef = follow.applied.map(|p| p.at).unwrap_or_default();
                 self.note(format!("disks follow from point {} on", at.segment.get()));

@@ -1,12 +1,13 @@
 //! The text of journal entries is pinned: what was kept once is read for ever.
 
 use crate::error::ErrorKind;
-use crate::failover::event::{Entry, Event, Outcome};
+use crate::failover::engine::replay;
+use crate::failover::event::{ENTRY_VERSION, Entry, Event, MAX_ENTRY_LEN, Outcome};
 use crate::failover::request::{Complete, Forget, HandOver, Request};
 use crate::failover::runbook::{Probe, Script, WaitFor};
 use crate::failover::samples::{self, name};
 use crate::failover::step::Step;
-use crate::failover::task::{Choice, Completion, Question, TaskError};
+use crate::failover::task::{Choice, Completion, Question, TaskError, TaskId};
 use crate::ids::{Generation, SegmentNo, SegmentRef, Time};
 
 /// Every step but the first.
@@ -145,4 +146,72 @@ fn what_is_not_known_is_refused() {
         assert_ne!(bad, good);
         assert_eq!(Entry::from_text(&bad).unwrap_err().kind(), kind, "{bad}");
     }
+}
+
+#[test]
+fn the_page_of_formats_has_every_event_with_its_fields_and_the_version_and_limit() {
+    let page = include_str!("../../../docs/formats.md");
+    let cells = |row: &str| row.split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    let rows = |head: &str| -> Vec<Vec<String>> {
+        let rows = page.lines().skip_while(|line| *line != head).skip(2);
+        rows.take_while(|line| line.starts_with('|')).map(cells).collect()
+    };
+    let mut coded: Vec<(String, String)> = Vec::new();
+    for event in all() {
+        let text = serde_json::to_value(&event).unwrap();
+        let (name, fields) = text.as_object().unwrap().iter().next().unwrap();
+        let optional = |field: &str| {
+            let mut without = text.clone();
+            without[name].as_object_mut().unwrap().remove(field);
+            serde_json::from_value::<Event>(without).is_ok()
+        };
+        let fields = fields.as_object().unwrap().keys();
+        let mut fields: Vec<String> = fields.map(|f| if optional(f) { format!("{f}?") } else { f.clone() }).collect();
+        fields.sort();
+        let row = (format!("`{name}`"), fields.join(", "));
+        if !coded.contains(&row) {
+            coded.push(row);
+        }
+    }
+    let mut told: Vec<(String, String)> =
+        rows("| event | fields | what happened |").into_iter().map(|row| (row[1].clone(), row[2].clone())).collect();
+    told.sort();
+    coded.sort();
+    assert_eq!(told, coded);
+    let part = rows("| part | version | limit in bytes | why |");
+    assert_eq!(part.len(), ENTRY_VERSION as usize, "a reader for every version stays, and has a row");
+    assert_eq!(part[0][2], ENTRY_VERSION.to_string());
+    assert_eq!(part[0][3].replace(',', ""), MAX_ENTRY_LEN.to_string());
+}
+
+#[test]
+fn an_entry_survives_any_bytes_and_what_is_taken_says_the_same_again() {
+    let honest = |bytes: &[u8]| {
+        let Ok(text) = std::str::from_utf8(bytes) else { return };
+        let Ok(entry) = Entry::from_text(text) else { return };
+        let again = entry.to_text().unwrap();
+        assert_eq!(Entry::from_text(&again).unwrap(), entry);
+        // Nothing of what it says makes a task that cannot be.
+        let _ = replay(TaskId::new(Time::from_millis(1)), vec![Ok(entry)]);
+    };
+    let mut random = fastrand::Rng::with_seed(7);
+    for line in include_str!("entries-v1.jsonl").lines() {
+        assert!(Entry::from_text(line).is_ok());
+        for _ in 0..300 {
+            let mut bytes = line.as_bytes().to_vec();
+            for _ in 0..random.usize(1..4) {
+                let at = random.usize(..bytes.len());
+                match random.u8(..4) {
+                    0 => bytes.truncate(at + 1),
+                    1 => bytes[at] = random.u8(..),
+                    2 => bytes[at] = *b"{}[]\":,0123456789-e.".get(random.usize(..20)).unwrap(),
+                    _ => drop(bytes.splice(at..at, line.bytes().skip(random.usize(..line.len())).take(9))),
+                }
+            }
+            honest(&bytes);
+        }
+    }
+    honest("[".repeat(100_000).as_bytes());
+    honest(format!("{{\"version\":1,\"n\":{}", "9".repeat(400)).as_bytes());
+    assert_eq!(Entry::from_text(&" ".repeat(MAX_ENTRY_LEN + 1)).unwrap_err().kind(), ErrorKind::Damaged);
 }

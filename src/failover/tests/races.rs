@@ -9,7 +9,7 @@ use crate::clock::SystemClock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::engine::{Engine, EngineSettings};
 use crate::failover::event::Entry;
-use crate::failover::journal::{Journal, MemoryJournal};
+use crate::failover::journal::{Abandoned, Journal, Kept, MemoryJournal};
 use crate::failover::plan::FailoverMode;
 use crate::failover::request::{Command, Complete, Request};
 use crate::failover::samples::{self, name};
@@ -265,8 +265,12 @@ impl Journal for Failing {
         }
     }
 
-    fn load(&self) -> Result<Vec<(TaskId, Entry)>> {
+    fn load(&self) -> Result<Kept> {
         self.inner.load()
+    }
+
+    fn abandon(&self, task: TaskId, abandoned: &Abandoned) -> Result<()> {
+        self.inner.abandon(task, abandoned)
     }
 }
 
@@ -326,4 +330,62 @@ async fn a_journal_that_makes_no_sense_is_named_and_keeps_the_domain() {
     assert!(recovered.broken.len() == 1 && recovered.going_on.is_empty(), "{recovered:?}");
     assert!(engine.task(id).unwrap().trouble.as_ref().unwrap().contains("step 7"));
     assert!(engine.submit(complete(Completion::Forced), "op").await.is_err());
+}
+
+#[tokio::test]
+async fn a_task_is_given_up_only_where_its_journal_cannot_be_read_and_then_for_good() {
+    let journal = Arc::new(MemoryJournal::new());
+    let mut sim = Sim::new(&["a", "b"]);
+    follows(&mut sim, "b");
+    let sim = Arc::new(std::sync::Mutex::new(sim));
+    let start = || {
+        let process = Process::start(&sim, &name("b"), Faults::new(None));
+        Engine::new(journal.clone(), Arc::new(process), Arc::new(SystemClock), EngineSettings::default())
+    };
+    let first = start();
+    let id = first.submit(complete(Completion::Planned), "op").await.unwrap();
+    until(&first, id, |t| step_runs(t, "await-release")).await;
+    let refused = first.abandon(id, "root").await.unwrap_err();
+    assert!(refused.kind() == ErrorKind::Refused && refused.to_string().contains("reads well"), "{refused}");
+    let other = TaskId::new(crate::ids::Time::from_millis(5));
+    assert_eq!(first.abandon(other, "root").await.unwrap_err().kind(), ErrorKind::NotFound);
+    first.stop().await;
+    journal.damage(id, 2, "{\"version\":1,\"n\":2,\"at\":");
+
+    let second = start();
+    assert_eq!(second.recover().await.unwrap().broken.len(), 1);
+    assert!(second.task(id).unwrap().trouble.as_ref().unwrap().contains("freshet task abandon"));
+    assert!(second.submit(complete(Completion::Planned), "op").await.is_err(), "it keeps its domain");
+    let task = second.abandon(id, "root").await.unwrap().unwrap();
+    assert!(task.state.word() == "failed" && task.error().unwrap().text.contains("root"), "{task:?}");
+    assert_eq!(second.abandon(id, "root").await.unwrap().unwrap().state.word(), "failed", "once more changes nothing");
+    second.stop().await;
+
+    let third = start();
+    let recovered = third.recover().await.unwrap();
+    assert!(recovered.broken.is_empty() && recovered.over == 1, "{recovered:?}");
+    assert_eq!(third.task(id).unwrap().state.word(), "failed");
+    let next = third.submit(complete(Completion::Planned), "op").await.unwrap();
+    third.command(next, Command::Cancel, "op").await.unwrap();
+    assert_eq!(until(&third, next, over).await.state.word(), "cancelled");
+}
+
+#[tokio::test]
+async fn a_task_of_which_nothing_can_be_read_is_named_and_can_be_given_up() {
+    let journal = Arc::new(MemoryJournal::new());
+    let id = TaskId::new(crate::ids::Time::from_millis(5));
+    let submitted = crate::failover::Event::Submitted { request: complete(Completion::Forced), actor: "op".into() };
+    journal.append(id, &Entry::new(1, crate::ids::Time::from_millis(5), submitted)).unwrap();
+    journal.damage(id, 1, "{\"version\":9}");
+    let sim = Arc::new(std::sync::Mutex::new(Sim::new(&["a", "b"])));
+    let start = || {
+        let process = Process::start(&sim, &name("b"), Faults::new(None));
+        Engine::new(journal.clone(), Arc::new(process), Arc::new(SystemClock), EngineSettings::default())
+    };
+    let engine = start();
+    let recovered = engine.recover().await.unwrap();
+    assert_eq!(recovered.broken[0].1.kind(), ErrorKind::Unsupported);
+    assert!(engine.tasks().is_empty() && engine.abandon(id, "root").await.unwrap().is_none());
+    assert_eq!(engine.abandon(id, "root").await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(start().recover().await.unwrap().broken.is_empty());
 }

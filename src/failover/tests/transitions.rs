@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use crate::error::ErrorKind;
-use crate::failover::engine::replay;
+use crate::failover::engine::folded;
 use crate::failover::event::{Entry, Event, Outcome};
 use crate::failover::plan::RemoteSettings;
 use crate::failover::request::{HandOver, Request};
@@ -165,7 +165,7 @@ proptest! {
         }
         // Through the text, as a journal gives it back.
         let again: Vec<Entry> = kept.iter().map(|e| Entry::from_text(&e.to_text().unwrap()).unwrap()).collect();
-        let (replayed, broken) = replay(task.id, &again);
+        let (replayed, broken) = folded(task.id, &again);
         prop_assert!(broken.is_none());
         prop_assert_eq!(replayed.unwrap(), task);
     }

@@ -207,6 +207,7 @@ fn following() -> FollowFacts {
         applied: None,
         caught_up: true,
         done: (0, 0),
+        disks: Vec::new(),
         problem: None,
     }
 }

@@ -108,7 +108,7 @@ impl ControlServer {
     pub fn start(path: &Path, controlled: Arc<dyn Controlled>, limits: ControlLimits) -> Result<ControlServer> {
         let socket = Socket::bind(path)?;
         let (closing, told) = watch::channel(false);
-        let task = tokio::spawn(serve(socket, controlled, limits, told));
+        let task = crate::log_context::spawn(serve(socket, controlled, limits, told));
         Ok(ControlServer { closing, task })
     }
 
@@ -160,10 +160,11 @@ async fn serve(
             continue;
         };
         let (controlled, limits, closing) = (Arc::clone(&controlled), Arc::clone(&limits), closing.clone());
-        connections.spawn(async move {
+        let talk = async move {
             let _permit = permit;
             converse(stream, &*controlled, &limits, closing).await;
-        });
+        };
+        connections.spawn(tracing::Instrument::in_current_span(talk));
     }
     let ended = async { while connections.join_next().await.is_some() {} };
     // What is left is cut off when the set is dropped.
