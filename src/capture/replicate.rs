@@ -112,7 +112,7 @@ async fn owned(
     let map = RwLock::new(map);
     let point = |fuzzy| Point {
         time: next_point_time(clock.now(), previous),
-        flags: PointFlags { fuzzy },
+        flags: PointFlags { fuzzy, quiesced: false },
         vms: roster.covered.clone().into(),
     };
     let done = transfer.run(writer, &map, images, point).await?;

@@ -33,11 +33,15 @@ impl Points {
             let age_ms = now.millis_since(p.time);
             list.push(json!({
                 "point": p.at.segment.get(), "generation": p.at.generation.get(), "time": p.time.to_string(),
-                "age_ms": age_ms, "fuzzy": p.fuzzy, "vms": p.vms.len(),
+                "age_ms": age_ms, "fuzzy": p.fuzzy, "quiesced": p.quiesced, "vms": p.vms.len(),
             }));
-            let fuzzy = if p.fuzzy { "fuzzy" } else { "" };
+            let mark = match (p.fuzzy, p.quiesced) {
+                (true, _) => "fuzzy",
+                (false, true) => "quiesced",
+                (false, false) => "",
+            };
             let (number, generation) = (p.at.segment.to_string(), p.at.generation.to_string());
-            table.add_row([&number, &generation, &p.time.to_string(), &age(age_ms), &p.vms.len().to_string(), fuzzy]);
+            table.add_row([&number, &generation, &p.time.to_string(), &age(age_ms), &p.vms.len().to_string(), mark]);
         }
         let text = if list.is_empty() { "no points yet".to_owned() } else { table.trim_fmt() };
         let hidden = domain.hidden();

@@ -40,7 +40,7 @@ fn one(scanned: &Scanned) -> Value {
         json!({ "vm": vm.name.as_str(), "disks": disks })
     });
     let point = s.point.map(
-        |p| json!({ "point": p.at.segment.get(), "time": p.time.to_string(), "age_ms": p.age_ms, "fuzzy": p.fuzzy }),
+        |p| json!({ "point": p.at.segment.get(), "time": p.time.to_string(), "age_ms": p.age_ms, "fuzzy": p.fuzzy, "quiesced": p.quiesced }),
     );
     json!({
         "domain": scanned.name.as_str(),

@@ -16,18 +16,22 @@ pub(crate) const MAX_VMS: usize = 100_000;
 pub struct PointFlags {
     /// A disk was open for writing elsewhere while it was read: its blocks may be of different moments.
     pub fuzzy: bool,
+    /// The file systems of all guests that it covers were frozen while it was cut: what they had written is whole, not
+    /// only in order.
+    pub quiesced: bool,
 }
 
 impl PointFlags {
     const FUZZY: u16 = 1;
+    const QUIESCED: u16 = 2;
 
     pub(crate) fn bits(self) -> u16 {
-        if self.fuzzy { Self::FUZZY } else { 0 }
+        (if self.fuzzy { Self::FUZZY } else { 0 }) | (if self.quiesced { Self::QUIESCED } else { 0 })
     }
 
     pub(crate) fn from_bits(bits: u16) -> DecodeResult<PointFlags> {
-        match bits & !Self::FUZZY {
-            0 => Ok(PointFlags { fuzzy: bits & Self::FUZZY != 0 }),
+        match bits & !(Self::FUZZY | Self::QUIESCED) {
+            0 => Ok(PointFlags { fuzzy: bits & Self::FUZZY != 0, quiesced: bits & Self::QUIESCED != 0 }),
             other => Err(DecodeError::value("point", format!("unknown flags {other:#x}"))),
         }
     }

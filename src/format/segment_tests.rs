@@ -16,7 +16,11 @@ fn seal() -> Seal {
         parent_digest: Digest([8; 16]),
         writer: WriterId::from_bytes([3; 16]),
         created: Time::from_millis(1000),
-        point: Some(Point { time: Time::from_millis(999), flags: PointFlags { fuzzy: true }, vms: [disk().vm].into() }),
+        point: Some(Point {
+            time: Time::from_millis(999),
+            flags: PointFlags { fuzzy: true, quiesced: false },
+            vms: [disk().vm].into(),
+        }),
         catalogue: None,
     }
 }

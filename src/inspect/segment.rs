@@ -75,6 +75,7 @@ async fn entries(from: &Source, index: &Index, report: &mut InspectReport) -> Re
     if let Some(point) = &index.point {
         report.show("point_time", point.time);
         report.fact("point_fuzzy", point.flags.fuzzy);
+        report.fact("point_quiesced", point.flags.quiesced);
         report.fact("point_vms", point.vms.len());
     }
     if let Some(catalogue) = &index.catalogue {

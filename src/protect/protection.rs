@@ -33,8 +33,8 @@ use super::valve::CaptureMode;
 use crate::cancel::Cancel;
 use crate::capture::{VmSource, roster};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::Catalogue;
-use crate::ids::{DiskId, Name};
+use crate::format::{Catalogue, PointFlags};
+use crate::ids::{DiskId, Name, SegmentNo};
 use crate::nbd::{Exports, Server, ServerOptions};
 use crate::store::{BaseChoice, Domain, DomainWriter, StartOptions, StorageSite};
 
@@ -316,9 +316,27 @@ impl Protection {
     /// # Errors
     /// `Refused` where nothing is captured now; `Unreachable` when it takes longer than `within`; `Fenced`.
     pub async fn cut_point(&self, within: Duration) -> Result<u64> {
+        let number = self.cut(PointFlags::default())?;
+        self.until_shipped(number, within).await
+    }
+
+    /// Cuts a point with these marks and waits for nothing.
+    ///
+    /// # Errors
+    /// `Refused` where nothing is captured now.
+    pub fn cut(&self, flags: PointFlags) -> Result<SegmentNo> {
         let nothing = || Error::new(ErrorKind::Refused, "nothing is captured now; see the status");
         let pipeline = self.pipeline.as_ref().ok_or_else(nothing)?;
-        let number = pipeline.recorder.cut_now().ok_or_else(nothing)?;
+        pipeline.recorder.cut_marked(flags).ok_or_else(nothing)
+    }
+
+    /// Waits until a point that was cut is part of the domain; answers with its number.
+    ///
+    /// # Errors
+    /// As [`cut_point`](Self::cut_point).
+    pub async fn until_shipped(&self, number: SegmentNo, within: Duration) -> Result<u64> {
+        let nothing = || Error::new(ErrorKind::Refused, "nothing is captured now; see the status");
+        let pipeline = self.pipeline.as_ref().ok_or_else(nothing)?;
         let mut shipped = pipeline.shipped.clone();
         let reached = tokio::time::timeout(within, shipped.wait_for(|shipped| shipped.at.segment >= number)).await;
         match reached {

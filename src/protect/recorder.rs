@@ -170,13 +170,13 @@ impl Recorder {
     /// Cuts the open segment, if there is one; answers whether.
     fn cut(&self, state: &mut State) -> bool {
         let Some(batch) = state.open.take() else { return false };
-        self.send(state, batch)
+        self.send(state, batch, PointFlags::default())
     }
 
-    fn send(&self, state: &mut State, batch: Batch) -> bool {
+    fn send(&self, state: &mut State, batch: Batch, flags: PointFlags) -> bool {
         let Some(cuts) = &state.cuts else { return false };
         let time = next_point_time(self.clock.now(), state.last_point);
-        let point = Point::new(time, PointFlags::default(), state.coverage.covered());
+        let point = Point::new(time, flags, state.coverage.covered());
         let at = Instant::now();
         match cuts.try_send(Cut { batch, point, at }) {
             Ok(()) => {
@@ -201,31 +201,39 @@ impl Recorder {
         if state.open.as_ref().is_some_and(old) {
             self.cut(&mut state);
         } else if state.capturing && state.open.is_none() && state.last_cut.elapsed() >= idle {
-            self.cut_empty(&mut state);
+            self.cut_empty(&mut state, PointFlags::default());
         }
     }
 
     /// Cuts now, an empty segment where nothing was written. Answers with the segment that ends at the point; `None`
     /// where nothing is captured, or too many cuts wait already.
     pub(crate) fn cut_now(&self) -> Option<SegmentNo> {
+        self.cut_marked(PointFlags::default())
+    }
+
+    /// The same; the point carries these marks.
+    pub(crate) fn cut_marked(&self, flags: PointFlags) -> Option<SegmentNo> {
         let mut state = self.lock();
         if !state.capturing {
             return None;
         }
-        match state.open.as_ref().map(Batch::number) {
-            Some(number) => self.cut(&mut state).then_some(number),
-            None => self.cut_empty(&mut state),
+        match state.open.take() {
+            Some(batch) => {
+                let number = batch.number();
+                self.send(&mut state, batch, flags).then_some(number)
+            }
+            None => self.cut_empty(&mut state, flags),
         }
     }
 
-    fn cut_empty(&self, state: &mut State) -> Option<SegmentNo> {
+    fn cut_empty(&self, state: &mut State, flags: PointFlags) -> Option<SegmentNo> {
         let waiting = state.cuts.as_ref().map_or(usize::MAX, Sender::len);
         if waiting >= MAX_EMPTY_CUTS {
             return None;
         }
         let number = state.next;
         state.next = number.next();
-        self.send(state, Batch::new(number, None)).then_some(number)
+        self.send(state, Batch::new(number, None), flags).then_some(number)
     }
 
     /// Starts to capture. Writes from now on join segments.
@@ -310,7 +318,8 @@ mod tests {
         assert_eq!((put(0).await, put(8192).await), (Taken::Captured(n(5)), Taken::Captured(n(5))));
         assert_eq!(put(65536).await, Taken::Captured(n(6)), "the first was full");
         covered.0.store(false, Ordering::Relaxed);
-        assert_eq!((recorder.cut_now(), recorder.cut_now()), (Some(n(6)), Some(n(7))));
+        let quiesced = PointFlags { quiesced: true, ..PointFlags::default() };
+        assert_eq!((recorder.cut_marked(quiesced), recorder.cut_now()), (Some(n(6)), Some(n(7))));
         recorder.pause();
         assert_eq!((recorder.cut_now(), put(0).await, recorder.newest()), (None, Taken::Not, n(7)));
         recorder.close();
@@ -319,6 +328,7 @@ mod tests {
         assert_eq!((numbers, got[2].batch.is_empty()), (vec![5, 6, 7], true));
         assert!(got.windows(2).all(|w| w[0].point.time < w[1].point.time), "though the clock is far behind");
         assert_eq!(got.iter().map(|c| c.point.vms.len()).collect::<Vec<_>>(), [1, 0, 0]);
+        assert_eq!(got.iter().map(|c| c.point.flags.quiesced).collect::<Vec<_>>(), [false, true, false]);
     }
 
     #[tokio::test]

@@ -15,7 +15,7 @@ use roaring::RoaringBitmap;
 use tokio::sync::mpsc;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Catalogue, Extent, FrameRef, Index, Point, Segment};
+use crate::format::{Catalogue, Extent, FrameRef, Index, Point, PointFlags, Segment};
 use crate::ids::{DiskId, SegmentNo, SegmentRef};
 use crate::map::{Change, last_wins};
 use crate::store::PointInfo;
@@ -156,7 +156,8 @@ impl Session {
         if let Some(point) = delta.last_point {
             self.store_watermark(last, point.time, Vec::new())?;
             self.progress.applied(last.segment, point.time);
-            let info = PointInfo { at: last, time: point.time, fuzzy: point.flags.fuzzy, vms: point.vms };
+            let PointFlags { fuzzy, quiesced } = point.flags;
+            let info = PointInfo { at: last, time: point.time, fuzzy, quiesced, vms: point.vms };
             self.point = Some(info);
             // Whatever could not be read when an earlier point was chosen, this one is newer.
             self.passed_over.clear();

@@ -31,6 +31,8 @@ pub struct NewestPoint {
     pub age_ms: u64,
     /// Whether a disk was open for writing while it was read.
     pub fuzzy: bool,
+    /// Whether guests' file systems were frozen while it was cut.
+    pub quiesced: bool,
 }
 
 /// What a readable domain is.
@@ -147,6 +149,7 @@ async fn fill(domain: &Domain, now: Time, summary: &mut DomainSummary) -> Result
         time: p.time,
         age_ms: now.millis_since(p.time),
         fuzzy: p.flags.fuzzy,
+        quiesced: p.flags.quiesced,
     };
     let found = domain.manifest_at_or_before(summary.tip.segment).await?;
     summary.warnings = found.warnings;

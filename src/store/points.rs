@@ -27,13 +27,21 @@ pub struct PointInfo {
     pub time: Time,
     /// A disk was open for writing elsewhere while it was read.
     pub fuzzy: bool,
+    /// The file systems of all guests that it covers were frozen while it was cut.
+    pub quiesced: bool,
     /// VMs that are consistent together here.
     pub vms: Arc<[VmId]>,
 }
 
 impl PointInfo {
     fn new(at: SegmentRef, point: &Point) -> PointInfo {
-        PointInfo { at, time: point.time, fuzzy: point.flags.fuzzy, vms: point.vms.clone() }
+        PointInfo {
+            at,
+            time: point.time,
+            fuzzy: point.flags.fuzzy,
+            quiesced: point.flags.quiesced,
+            vms: point.vms.clone(),
+        }
     }
 }
 
@@ -209,7 +217,13 @@ mod tests {
 
     fn points(list: &[(u64, u64)]) -> Points {
         let at = |n| SegmentRef::new(Generation::new(1), SegmentNo::new(n));
-        let info = |&(n, t)| PointInfo { at: at(n), time: Time::from_millis(t), fuzzy: false, vms: [].into() };
+        let info = |&(n, t)| PointInfo {
+            at: at(n),
+            time: Time::from_millis(t),
+            fuzzy: false,
+            quiesced: false,
+            vms: [].into(),
+        };
         let domain = Name::new("d").unwrap();
         Points { domain, list: list.iter().map(info).collect(), warnings: Vec::new() }
     }

@@ -33,7 +33,7 @@ pub(crate) fn catalogue() -> Catalogue {
 }
 
 pub(crate) fn point() -> Point {
-    Point::new(Time::from_millis(1_700_000_000_123), PointFlags { fuzzy: true }, [VM])
+    Point::new(Time::from_millis(1_700_000_000_123), PointFlags { fuzzy: true, quiesced: false }, [VM])
 }
 
 /// A segment of one frame of `raw`, and of zeros; with point and catalogue.
