@@ -106,6 +106,9 @@ struct Point {
     /// Longest wait in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 60_000)]
     within: u64,
+    /// Freeze the guests' file systems while it is cut, where their agents answer
+    #[arg(long)]
+    quiesce: bool,
 }
 
 impl Domain {
@@ -133,11 +136,16 @@ impl Domain {
                 report(&done, format!("domain {} is forgotten here", one.name))
             }
             DomainCommand::Delete(Confirmed { one, yes }) => delete(one, yes.as_deref()).await,
-            DomainCommand::Point(Point { one, within }) => {
+            DomainCommand::Point(Point { one, within, quiesce }) => {
                 let mut client = one.appliance.connect().await?.domains();
-                let request = CutPointRequest { domain: one.name, within_ms: within };
+                let request = CutPointRequest { domain: one.name, within_ms: within, quiesce };
                 let cut = answered(client.cut_point(request).await)?;
-                report(&cut, format!("point {} is part of the domain", cut.point))
+                let how = if cut.quiesced { ", with all guests' file systems frozen" } else { "" };
+                let mut text = format!("point {} is part of the domain{how}", cut.point);
+                for vm in &cut.left_out {
+                    text.push_str(&format!("\nVM {} was not frozen: {}", vm.vm, vm.why));
+                }
+                report(&cut, text)
             }
         }
     }

@@ -12,6 +12,7 @@ use super::confirm::Tokens;
 use super::fault::{Done, Fault};
 use super::hosting::Hosting;
 use super::looks::Looks;
+use super::quiesce::FreezeNotes;
 use super::settings::Settings;
 use super::stores::OpenStores;
 use super::turns::Turns;
@@ -40,6 +41,8 @@ pub struct Appliance {
     pub(crate) tokens: Tokens,
     pub(crate) closing: Cancel,
     pub(crate) started: Time,
+    /// Who may be frozen; held by whoever freezes or thaws.
+    pub(super) freeze_notes: tokio::sync::Mutex<FreezeNotes>,
     clock: Arc<dyn Clock>,
 }
 
@@ -90,6 +93,7 @@ impl Appliance {
             tokens: Tokens::new(settings.confirmation),
             closing,
             started: now,
+            freeze_notes: tokio::sync::Mutex::new(FreezeNotes::new(&settings.state)),
             clock,
             catalog,
             settings,
@@ -153,6 +157,7 @@ impl Appliance {
     /// Ends all protections, as far as the settings' time to drain allows.
     pub(crate) async fn stop(&self) {
         self.engine.stop().await;
+        self.thaw_what_is_left().await;
         self.world.followers().stop_all().await;
         // How each ended, it has said itself.
         self.hosting.end_all().await;

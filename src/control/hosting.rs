@@ -19,7 +19,8 @@ use tracing::Instrument;
 use super::stores::OpenStores;
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::Name;
+use crate::format::PointFlags;
+use crate::ids::{Name, SegmentNo};
 use crate::log_context;
 use crate::protect::{DiskStatus, Observer, ProtectReport, ProtectRequest, ProtectStatus, Protection, VmStatus};
 
@@ -75,6 +76,30 @@ impl Hosted {
             Stage::Running(protection) => protection.cut_point(within).await,
             other => Err(Hosted::refuse(other)),
         }
+    }
+
+    /// Cuts a point with the marks that `before` answers with; nothing can keep the cut waiting once that was begun.
+    pub(crate) async fn cut_after<M>(
+        &self,
+        before: impl Future<Output = (PointFlags, M)>,
+    ) -> Result<(SegmentNo, PointFlags, M)> {
+        let stage = self.stage.read().await;
+        let Stage::Running(protection) = &*stage else { return Err(Hosted::refuse(&stage)) };
+        let (flags, made) = before.await;
+        Ok((protection.cut(flags)?, flags, made))
+    }
+
+    /// Waits until a point that was cut is part of the domain, see [`Protection::until_shipped`].
+    pub(crate) async fn until_shipped(&self, point: SegmentNo, within: Duration) -> Result<u64> {
+        match &*self.stage.read().await {
+            Stage::Running(protection) => protection.until_shipped(point, within).await,
+            other => Err(Hosted::refuse(other)),
+        }
+    }
+
+    /// Names of the VMs whose disks it serves.
+    pub(crate) fn vms(&self) -> Vec<Name> {
+        self.request.vms.iter().map(|vm| vm.name.clone()).collect()
     }
 
     /// Has VMs or disks join, see [`Protection::add`].

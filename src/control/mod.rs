@@ -15,6 +15,7 @@
 //! | `appliance` | what the services share, and the rules of every act |
 //! | `stores`, `looks`, `hosting`, `view` | open stores; what was seen in them; protections that run; domains as they are shown |
 //! | `answers` | what a site is told that asks for a domain of this one |
+//! | `quiesce` | points with guests' file systems frozen |
 //! | `world` | this site as the engine of failovers sees it |
 //! | `services` | the API's methods |
 //! | `metrics` | figures for Prometheus |
@@ -35,6 +36,7 @@ mod listen;
 mod looks;
 mod metrics;
 pub mod proto;
+mod quiesce;
 mod serve;
 mod services;
 pub mod settings;

@@ -11,6 +11,7 @@
 //! Nothing here knows what the bytes mean.
 
 mod blocking;
+mod dir;
 mod dir_lock;
 mod engine;
 mod faults;
@@ -32,6 +33,7 @@ mod uring;
 mod workers;
 
 pub use blocking::SLOT_WAIT;
+pub(crate) use dir::sync_dir;
 pub use dir_lock::DirLock;
 pub use engine::{
     Access, Alignment, Completion, DiskEngine, Done, DrivenWork, EngineInfo, EngineKind, EngineOptions, FileId,

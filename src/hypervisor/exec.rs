@@ -13,9 +13,11 @@
 //! | `shutdown` | `vm`, `limit_seconds` | `off`: whether it is; it may return at once with false |
 //! | `state` | `vm` | `state`: `absent`, `off`, `running` |
 //! | `off-evidence` | `vm` | `off`, `because` |
+//! | `freeze` | `vm`, `limit_seconds` | `frozen`: whether the guest's file systems are |
+//! | `thaw` | `vm`, `limit_seconds` | |
 //!
 //! Exit codes are those of `freshet` itself: 0 done, 2 invalid, 4 refused, 7 unreachable, 8 denied, 9 not found, 10 full; 69
-//! says that the verb is not supported (only `networks` and `off-evidence` can be missing); everything else is a failure,
+//! says that the verb is not supported (only `networks`, `off-evidence`, `freeze` and `thaw` can be missing); everything else is a failure,
 //! told with the end of the error output. Values of the configured environment are taken for secrets: they are told to
 //! the command alone, and blotted out of what it says before that is logged or shown.
 
@@ -279,6 +281,21 @@ impl Hypervisor for ExecDriver {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(PowerState::Absent),
             answer => self.part("state", answer?, "state"),
         }
+    }
+
+    async fn freeze(&self, vm: &Name, limit: Duration) -> Result<bool> {
+        let verb = "freeze";
+        let input = json!({"version": EXEC_VERSION, "verb": verb, "vm": vm, "limit_seconds": limit.as_secs()});
+        match self.ask(verb, input, Duration::ZERO).await? {
+            Answer::NotSupported => Ok(false),
+            said => self.part(verb, said, "frozen"),
+        }
+    }
+
+    async fn thaw(&self, vm: &Name, limit: Duration) -> Result<()> {
+        let verb = "thaw";
+        let input = json!({"version": EXEC_VERSION, "verb": verb, "vm": vm, "limit_seconds": limit.as_secs()});
+        self.ask(verb, input, Duration::ZERO).await.map(drop)
     }
 
     async fn off_evidence(&self, vm: &Name) -> Result<OffEvidence> {

@@ -79,6 +79,19 @@ pub trait Hypervisor: Send + Sync {
     /// `Unreachable` where the hypervisor does not answer.
     async fn state(&self, vm: &Name) -> Result<PowerState>;
 
+    /// Has the agent in the guest freeze its file systems, which writes out what they hold, and waits up to `limit` for that.
+    /// Whether it did: `false` where there is no agent. After an error the guest may be frozen: thaw it in any case.
+    ///
+    /// # Errors
+    /// `Unreachable` where the agent answers and does not come to an end in time; what it says where it cannot.
+    async fn freeze(&self, vm: &Name, limit: Duration) -> Result<bool>;
+
+    /// Has the agent thaw them. A guest that is not frozen, or is off, is no error.
+    ///
+    /// # Errors
+    /// As [`freeze`](Self::freeze).
+    async fn thaw(&self, vm: &Name, limit: Duration) -> Result<()>;
+
     /// What shows that the guest is really off, so that its disks can change hands.
     ///
     /// # Errors

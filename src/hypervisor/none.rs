@@ -55,6 +55,14 @@ impl Hypervisor for NoHypervisor {
         none()
     }
 
+    async fn freeze(&self, _: &Name, _: Duration) -> Result<bool> {
+        none()
+    }
+
+    async fn thaw(&self, _: &Name, _: Duration) -> Result<()> {
+        none()
+    }
+
     async fn off_evidence(&self, _: &Name) -> Result<OffEvidence> {
         none()
     }

@@ -4,7 +4,7 @@
 //! own block size, so that all of it goes to the disk directly; recovery therefore sees what the disk has, not what a
 //! page cache remembers.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -247,12 +247,6 @@ fn whole(read: usize, asked: usize, path: &Path) -> Result<()> {
         true => Ok(()),
         false => Err(Error::new(ErrorKind::Damaged, format!("replication log {}: the file was cut", path.display()))),
     }
-}
-
-/// Makes the entries of directory `dir` durable.
-pub(super) fn sync_dir(dir: &Path) -> Result<()> {
-    let doing = || format!("sync directory {}", dir.display());
-    File::open(dir).io_context(doing)?.sync_all().io_context(doing)
 }
 
 #[cfg(test)]

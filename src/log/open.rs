@@ -10,14 +10,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::datastore::{Access, DiskEngine};
+use crate::datastore::{Access, DiskEngine, sync_dir};
 use crate::error::{Error, ErrorKind, IoResultExt, Result, ResultExt};
 use crate::format::{
     DatastoreId, LOG_BLOCK, LogId, LogSuperblock, MAX_LOG_LEN, MAX_SEGMENT_LEN, log_record_len, min_log_len,
 };
 use crate::ids::{DomainId, Generation, Name, SegmentNo, SegmentRef};
 
-use super::file::{Locked, LogFile, sync_dir};
+use super::file::{Locked, LogFile};
 use super::recover::{Scan, scan};
 use super::ring::{RecordState, Ring};
 use super::superblock::{Identity, Slots, load};

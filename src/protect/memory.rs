@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::datastore::{DirLock, Loaded, TwoSlot};
+use crate::datastore::{DirLock, Loaded, TwoSlot, sync_dir};
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
 use crate::format::{Catalogue, FileStamp, MAX_PROTECTION_LEN, ProtectionRecord, xxh3_128};
 use crate::ids::{DiskId, DomainId, Generation, Name, SegmentRef};
@@ -219,11 +219,6 @@ impl SiteMemory {
             None => Ok(()),
         }
     }
-}
-
-fn sync_dir(dir: &Path) -> Result<()> {
-    let file = std::fs::File::open(dir).io_context(|| format!("open {}", dir.display()))?;
-    file.sync_all().io_context(|| format!("sync {}", dir.display()))
 }
 
 /// This boot of the host, where it can be told.

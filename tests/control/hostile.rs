@@ -45,7 +45,10 @@ async fn absurd_fields_are_named_and_nothing_is_done() {
     is_about(stores.scan_store(ScanStoreRequest::default()).await.map(|_| ()), "name");
     is_about(domains.create_domain(CreateDomainRequest { name: "x".into(), store: String::new() }).await, "store");
     is_about(domains.list_domains(ListDomainsRequest { page_size: 99_999, ..Default::default() }).await, "page_size");
-    is_about(domains.cut_point(CutPointRequest { domain: "d".into(), within_ms: u64::MAX }).await, "within_ms");
+    is_about(
+        domains.cut_point(CutPointRequest { domain: "d".into(), within_ms: u64::MAX, quiesce: false }).await,
+        "within_ms",
+    );
     is_about(vms.protect_vm(protect(Vec::new())).await, "disks");
     is_about(vms.protect_vm(protect(vec![disk("a", "/x"); 1025])).await, "disks");
     is_about(vms.protect_vm(protect(vec![disk("a", "x")])).await, "disks[0].path");

@@ -12,4 +12,5 @@ mod figures;
 mod flow;
 mod hostile;
 mod outsider;
+mod quiesce;
 mod rivals;

@@ -201,9 +201,14 @@ impl DomainService for Services {
             app.domain(&name).await?;
             let hosted = app.hosting.get(&name);
             let hosted = hosted.ok_or_else(|| Fault::refused(format!("no VM of domain {name} is protected here")))?;
-            Ok(hosted.cut_point(within).await?)
+            if !asked.quiesce {
+                return Ok(CutPointResponse { point: hosted.cut_point(within).await?, ..Default::default() });
+            }
+            let cut = app.quiesced_point(&name, within).await?;
+            let left_out = cut.left_out.into_iter().map(|(vm, why)| NotFrozen { vm: vm.to_string(), why });
+            Ok(CutPointResponse { point: cut.point, quiesced: cut.whole, left_out: left_out.collect() })
         });
-        Ok(Response::new(CutPointResponse { point: point.await? }))
+        Ok(Response::new(point.await?))
     }
 }
 

@@ -105,6 +105,10 @@ pub struct ProtectSettings {
     pub drain: Duration,
     /// What guests' writes do once fenced.
     pub fenced: FencedPolicy,
+    /// Time between two points with guests frozen; zero for none.
+    pub quiesce_every: Duration,
+    /// How long guests may take to freeze.
+    pub freeze_limit: Duration,
     /// zstd level.
     pub level: i32,
 }
@@ -249,6 +253,8 @@ impl Settings {
                     Some("stop") => FencedPolicy::Stop,
                     _ => FencedPolicy::Continue,
                 },
+                quiesce_every: values.time("protect.quiesce_every"),
+                freeze_limit: values.time("protect.freeze_limit"),
                 level: i32::try_from(number("protect.level")).unwrap_or(1),
             },
             hypervisor: values.path("hypervisor.command").map(|program| ExecSettings {

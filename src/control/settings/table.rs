@@ -213,6 +213,18 @@ pub const SETTINGS: &[Setting] = &[
         "continue",
         "What guests' writes do once another writer owns the domain: go on unprotected, or fail",
     ),
+    setting(
+        "protect.quiesce_every",
+        Kind::Time { least: 0, most: 24 * HOUR },
+        "0s",
+        "Time between two points that are cut with the guests' file systems frozen, where their agents answer; none where 0",
+    ),
+    setting(
+        "protect.freeze_limit",
+        Kind::Time { least: SECOND, most: MINUTE },
+        "5s",
+        "How long guests may take to freeze; one that takes longer is thawed, and the point is an ordinary one",
+    ),
     setting("protect.level", Kind::Count { least: 1, most: 19 }, "1", "zstd level"),
     setting(
         "hypervisor.command",

@@ -117,6 +117,14 @@ impl Hypervisor for Process {
             .await
     }
 
+    async fn freeze(&self, _: &Name, _: Duration) -> Result<bool> {
+        Ok(false)
+    }
+
+    async fn thaw(&self, _: &Name, _: Duration) -> Result<()> {
+        Ok(())
+    }
+
     async fn off_evidence(&self, vm: &Name) -> Result<OffEvidence> {
         let vm = vm.clone();
         self.call("off-evidence", move |sim, site| {

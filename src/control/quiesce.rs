@@ -1,0 +1,216 @@
+//! Points at which guests' file systems are whole: frozen by the agents in the guests, cut, thawed.
+//!
+//! ```text
+//! note it durably -> freeze (at most `protect.freeze_limit`) -> cut -> thaw -> forget the note
+//! ```
+//!
+//! Owns the notes of who may be frozen. Invariants: a guest is thawed whatever became of the rest, after a restart as well,
+//! and again and again until it says so; a point carries the mark only where every guest that it covers said that it was
+//! frozen, or was off, and none was frozen for longer than the limit.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::MutexGuard;
+
+use super::appliance::Appliance;
+use crate::datastore::sync_dir;
+use crate::error::{Error, ErrorKind, IoResultExt, Result};
+use crate::failover::World;
+use crate::format::PointFlags;
+use crate::hypervisor::{Hypervisor, PowerState};
+use crate::ids::Name;
+
+/// Time between two tries to thaw a guest that may be frozen.
+const THAW_AGAIN: Duration = Duration::from_secs(5);
+/// Time between two looks whether a point is due.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Longest wait for a point that was cut by itself.
+const WITHIN: Duration = Duration::from_secs(60);
+
+/// A point that was cut, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Quiesced {
+    /// Its number.
+    pub(crate) point: u64,
+    /// Whether it carries the mark.
+    pub(crate) whole: bool,
+    /// VMs that were not frozen, and why.
+    pub(crate) left_out: Vec<(Name, String)>,
+}
+
+/// What became of freezing one VM.
+enum Frozen {
+    Yes,
+    Off,
+    No(String),
+}
+
+/// Notes of VMs that may be frozen: a file for each, which is there before it is, and until it is thawed.
+#[derive(Debug)]
+pub(crate) struct FreezeNotes {
+    dir: PathBuf,
+}
+
+impl FreezeNotes {
+    /// Notes below the appliance's state. Nothing is made yet.
+    pub(crate) fn new(state: &Path) -> FreezeNotes {
+        FreezeNotes { dir: state.join("frozen") }
+    }
+
+    fn note(&self, vm: &Name) -> Result<()> {
+        let path = self.dir.join(vm.key());
+        std::fs::create_dir_all(&self.dir).io_context(|| format!("make {}", self.dir.display()))?;
+        std::fs::write(&path, []).io_context(|| format!("make {}", path.display()))?;
+        sync_dir(&self.dir)
+    }
+
+    fn forget(&self, vm: &Name) -> Result<()> {
+        let path = self.dir.join(vm.key());
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            done => done.io_context(|| format!("remove {}", path.display())),
+        }
+    }
+
+    /// Who may be frozen.
+    fn all(&self) -> Vec<Name> {
+        let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str().and_then(Name::from_key)).collect()
+    }
+}
+
+/// Freezing and thawing at one hypervisor.
+struct Freezer<'a> {
+    hypervisor: Arc<dyn Hypervisor>,
+    notes: MutexGuard<'a, FreezeNotes>,
+    limit: Duration,
+}
+
+impl Freezer<'_> {
+    async fn freeze(&self, vm: &Name) -> Frozen {
+        match self.hypervisor.state(vm).await {
+            Ok(PowerState::Off) => return Frozen::Off,
+            Ok(PowerState::Running) => {}
+            Ok(PowerState::Absent) => return Frozen::No(format!("{} does not know it", self.hypervisor.describe())),
+            Err(e) => return Frozen::No(e.to_string()),
+        }
+        if let Err(e) = self.notes.note(vm) {
+            return Frozen::No(format!("it could not be noted that it is frozen: {e}"));
+        }
+        let frozen = tokio::time::timeout(self.limit, self.hypervisor.freeze(vm, self.limit)).await;
+        match frozen {
+            Ok(Ok(true)) => Frozen::Yes,
+            Ok(Ok(false)) => Frozen::No("no agent answers in the guest".to_owned()),
+            Ok(Err(e)) => Frozen::No(e.to_string()),
+            Err(_) => Frozen::No(format!("its agent did not freeze it within {} s", self.limit.as_secs_f64())),
+        }
+    }
+
+    /// Thaws a VM that may be frozen; where that fails the note stays.
+    async fn thaw(&self, vm: &Name) {
+        let thaw = async {
+            match self.hypervisor.state(vm).await? {
+                PowerState::Running => self.hypervisor.thaw(vm, self.limit).await,
+                PowerState::Off | PowerState::Absent => Ok(()),
+            }
+        };
+        let thawed = tokio::time::timeout(self.limit.max(THAW_AGAIN), thaw).await;
+        let late = || Error::new(ErrorKind::Unreachable, "its agent does not answer");
+        let thawed = thawed.unwrap_or_else(|_| Err(late()));
+        if let Err(e) = thawed.and_then(|()| self.notes.forget(vm)) {
+            tracing::error!(%vm, "its guest may be frozen still, and thawing is tried again: {e}");
+        }
+    }
+
+    async fn thaw_all(&self) {
+        futures::future::join_all(self.notes.all().iter().map(|vm| self.thaw(vm))).await;
+    }
+
+    async fn freeze_all(&self, vms: &[Name]) -> (PointFlags, Vec<(Name, Frozen)>) {
+        let begun = Instant::now();
+        let frozen = futures::future::join_all(vms.iter().map(|vm| self.freeze(vm))).await;
+        let mut all: Vec<(Name, Frozen)> = vms.iter().cloned().zip(frozen).collect();
+        // Some guests thaw themselves after a while, and do not say so.
+        if begun.elapsed() > self.limit {
+            for (_, frozen) in all.iter_mut().filter(|(_, frozen)| matches!(frozen, Frozen::Yes)) {
+                *frozen = Frozen::No(format!("all were not frozen within {} s", self.limit.as_secs_f64()));
+            }
+        }
+        let quiesced = !all.iter().any(|(_, frozen)| matches!(frozen, Frozen::No(_)));
+        (PointFlags { quiesced, ..PointFlags::default() }, all)
+    }
+}
+
+impl Appliance {
+    /// Waits until nobody else freezes: who thaws all that is noted must not thaw another's.
+    async fn freezer(&self) -> Freezer<'_> {
+        let notes = self.freeze_notes.lock().await;
+        Freezer { hypervisor: self.world.hypervisor(), notes, limit: self.settings.protect.freeze_limit }
+    }
+
+    /// Thaws guests that may be frozen: by an earlier run, one that was ended in the middle, or for want of an answer.
+    pub(crate) async fn thaw_what_is_left(&self) {
+        self.freezer().await.thaw_all().await;
+    }
+
+    /// Cuts a point of a domain with its guests frozen, as far as they can be.
+    ///
+    /// # Errors
+    /// `Refused` where nothing is captured; what cutting says. Guests are thawed in any case.
+    pub(crate) async fn quiesced_point(&self, domain: &Name, within: Duration) -> Result<Quiesced> {
+        let hosted = self
+            .hosting
+            .get(domain)
+            .ok_or_else(|| Error::new(ErrorKind::Refused, format!("no VM of domain {domain} is protected here")))?;
+        let vms = hosted.vms();
+        let cut = {
+            let freezer = self.freezer().await;
+            let cut = hosted.cut_after(freezer.freeze_all(&vms)).await;
+            freezer.thaw_all().await;
+            cut
+        };
+        let (point, flags, frozen) = cut?;
+        let point = hosted.until_shipped(point, within).await?;
+        let left_out = frozen.into_iter().filter_map(|(vm, frozen)| match frozen {
+            Frozen::No(why) => Some((vm, why)),
+            Frozen::Yes | Frozen::Off => None,
+        });
+        Ok(Quiesced { point, whole: flags.quiesced, left_out: left_out.collect() })
+    }
+
+    /// Thaws guests that an earlier run, or a thaw that failed, left behind, and cuts points by itself where the settings
+    /// say so, until the appliance closes.
+    pub(crate) async fn keep_quiescing(self: Arc<Appliance>) {
+        let every = self.settings.protect.quiesce_every;
+        let (mut thawed, mut cut) = (None::<Instant>, Instant::now());
+        while !self.closing.is_cancelled() {
+            if thawed.is_none_or(|at| at.elapsed() >= THAW_AGAIN) {
+                self.thaw_what_is_left().await;
+                thawed = Some(Instant::now());
+            }
+            if every > Duration::ZERO && cut.elapsed() >= every {
+                cut = Instant::now();
+                self.quiesce_all().await;
+            }
+            tokio::select! { () = tokio::time::sleep(LOOK_EVERY) => {} () = self.closing.cancelled() => {} }
+        }
+    }
+
+    /// A point of every domain that is captured here, one after the other.
+    async fn quiesce_all(&self) {
+        for (domain, hosted) in self.hosting.all() {
+            if !hosted.is_running().await || self.engine.running(&domain).is_some() {
+                continue;
+            }
+            match self.quiesced_point(&domain, WITHIN).await {
+                Ok(done) => {
+                    let left_out: Vec<String> = done.left_out.iter().map(|(vm, why)| format!("{vm}: {why}")).collect();
+                    tracing::info!(%domain, point = done.point, quiesced = done.whole, "a point was cut: {}", left_out.join("; "));
+                }
+                Err(e) => tracing::warn!(%domain, "a point with its guests frozen could not be cut: {e}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Points with the guests' file systems frozen: marked where they were, and every guest thawed whatever happens.
+
+use std::time::{Duration, Instant};
+
+use super::appliance::{Appliance, PATIENCE, Place};
+
+/// A hypervisor with one VM that runs, whose agent does what files beside it say.
+const HYPERVISOR: &str = r#"#!/bin/sh
+dir=$(dirname "$0")
+cat > /dev/null
+echo "$1" >> "$dir/calls"
+case $1 in
+    state) echo '{"state":"running"}';;
+    freeze) [ -e "$dir/none" ] && exit 69
+        [ -e "$dir/hangs" ] && sleep 60
+        echo frozen > "$dir/guest"; echo '{"frozen":true}';;
+    thaw) [ -e "$dir/deaf" ] && exit 7
+        echo thawed > "$dir/guest";;
+    *) exit 69;;
+esac
+"#;
+
+struct Site {
+    place: Place,
+}
+
+impl Site {
+    fn new() -> Site {
+        use std::os::unix::fs::PermissionsExt;
+        let place = Place::new();
+        std::fs::create_dir(place.path("hv")).unwrap();
+        std::fs::write(place.path("hv/driver"), HYPERVISOR).unwrap();
+        std::fs::set_permissions(place.path("hv/driver"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        Site { place }
+    }
+
+    fn start(&self, protect: &str) -> Appliance {
+        let more = format!("[hypervisor]\ncommand = \"{}\"\n", self.place.path("hv/driver").display());
+        let settings = self.place.settings("first", &more);
+        let text = std::fs::read_to_string(&settings).unwrap();
+        std::fs::write(&settings, text.replace("[protect]\n", &format!("[protect]\n{protect}\n"))).unwrap();
+        Appliance::start(&settings, &self.place.path("first-api.sock")).unwrap()
+    }
+
+    fn file(&self, name: &str) -> String {
+        std::fs::read_to_string(self.place.path("hv").join(name)).unwrap_or_default()
+    }
+
+    fn say(&self, name: &str) {
+        std::fs::write(self.place.path("hv").join(name), "").unwrap();
+    }
+
+    fn unsay(&self, name: &str) {
+        std::fs::remove_file(self.place.path("hv").join(name)).unwrap();
+    }
+
+    /// The verbs after the first `from` ones that are about freezing.
+    fn freezing(&self) -> Vec<String> {
+        self.file("calls").lines().filter(|v| ["freeze", "thaw"].contains(v)).map(str::to_owned).collect()
+    }
+
+    /// Whether the point of this number carries the mark, as anybody reads it in the storage site.
+    fn is_marked(&self, point: u64) -> bool {
+        let mut command = super::appliance::freshet();
+        command.args(["--json", "points", "--store", &self.place.store_url(), "--domain", "d"]);
+        let points = super::appliance::Ran::of(&mut command).good();
+        let list = points["points"].as_array().unwrap_or_else(|| panic!("{points:#}"));
+        let of_number = |p: &&serde_json::Value| p["point"] == point;
+        list.iter().find(of_number).unwrap_or_else(|| panic!("no {point} in {points:#}"))["quiesced"] == true
+    }
+}
+
+fn until(what: &str, is: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !is() {
+        assert!(began.elapsed() < PATIENCE, "{what} never came");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn point_of(cut: &serde_json::Value) -> u64 {
+    cut["point"].as_str().and_then(|n| n.parse().ok()).or(cut["point"].as_u64()).unwrap_or_else(|| panic!("{cut:#}"))
+}
+
+#[test]
+fn a_guest_is_frozen_while_its_point_is_cut_and_only_then_the_point_says_so() {
+    let site = Site::new();
+    let first = site.start("");
+    let image = site.place.image("root");
+    first.protect(&site.place, &image);
+    first.until_recoverable("d");
+    let plain = first.ask(&["domain", "point", "d"]).good();
+    assert!(site.freezing().is_empty() && !site.is_marked(point_of(&plain)));
+    let cut = first.ask(&["domain", "point", "d", "--quiesce"]).good();
+    assert_eq!(cut["quiesced"], true, "{cut:#}");
+    assert_eq!((site.freezing(), site.file("guest").trim()), (vec!["freeze".into(), "thaw".into()], "thawed"));
+    assert!(site.is_marked(point_of(&cut)));
+
+    site.say("none");
+    let cut = first.ask(&["domain", "point", "d", "--quiesce"]).good();
+    assert_ne!(cut["quiesced"], true, "{cut:#}");
+    assert!(
+        cut["leftOut"].to_string().contains("no agent") || cut["left_out"].to_string().contains("no agent"),
+        "{cut:#}"
+    );
+    assert!(!site.is_marked(point_of(&cut)));
+}
+
+#[test]
+fn a_guest_that_hangs_is_thawed_and_its_point_is_an_ordinary_one() {
+    let site = Site::new();
+    let first = site.start("freeze_limit = \"1s\"");
+    first.protect(&site.place, &site.place.image("root"));
+    first.until_recoverable("d");
+    site.say("hangs");
+    let cut = first.ask(&["domain", "point", "d", "--quiesce"]).good();
+    assert_ne!(cut["quiesced"], true, "{cut:#}");
+    assert!(cut.to_string().contains("did not freeze it within"), "{cut:#}");
+    assert_eq!((site.freezing(), site.file("guest").trim()), (vec!["freeze".into(), "thaw".into()], "thawed"));
+}
+
+#[test]
+fn points_are_cut_so_by_themselves_and_who_could_not_be_thawed_is_thawed_after_a_restart() {
+    let site = Site::new();
+    let first = site.start("quiesce_every = \"1s\"");
+    site.say("deaf");
+    first.protect(&site.place, &site.place.image("root"));
+    until("a frozen guest", || site.file("guest").trim() == "frozen");
+    first.kill();
+    site.unsay("deaf");
+    let before = site.freezing().len();
+    let first = site.start("");
+    until("a thawed guest", || site.file("guest").trim() == "thawed");
+    assert_eq!(site.freezing()[before..], ["thaw"]);
+    // Nobody is noted any more.
+    until("its note gone", || std::fs::read_dir(site.place.path("first-state/frozen")).unwrap().next().is_none());
+    assert!(first.stop().success());
+}
