@@ -93,7 +93,7 @@ enum Command {
     Export(export::Export),
     Demo(demo::Demo),
     Store(store::Store),
-    Serve(serve::Serve),
+    Serve(Box<serve::Serve>),
     Config(config::Config),
     Site(site::Site),
     Domain(domain::Domain),
