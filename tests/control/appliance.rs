@@ -163,6 +163,11 @@ impl Appliance {
     }
 
     pub(crate) fn kill(mut self) {
+        self.kill_now();
+    }
+
+    /// Kills it where it stands in something else; nothing is asked of it any more.
+    pub(crate) fn kill_now(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }

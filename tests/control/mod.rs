@@ -12,5 +12,6 @@ mod figures;
 mod flow;
 mod hostile;
 mod outsider;
+mod qemu;
 mod quiesce;
 mod rivals;
