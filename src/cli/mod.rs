@@ -9,6 +9,7 @@ mod appliance_args;
 mod config;
 mod context;
 mod demo;
+mod demo_guest;
 mod domain;
 mod event;
 mod exit;

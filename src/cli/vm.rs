@@ -7,8 +7,8 @@ use super::context::Context;
 use super::report::Report;
 use super::served_disks::parse_served_disk;
 use crate::control::proto::{
-    AddDiskRequest, DiskSpec, OpenExportsRequest, ProtectVmRequest, RemoveDiskRequest, UnprotectVmRequest, Vm as Shown,
-    VmDefinition,
+    AddDiskRequest, DiskSpec, Nic, OpenExportsRequest, ProtectVmRequest, RemoveDiskRequest, UnprotectVmRequest,
+    Vm as Shown, VmDefinition,
 };
 use crate::control::status_words;
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
@@ -66,6 +66,9 @@ struct Protect {
     /// Memory
     #[arg(long, value_name = "SIZE", value_parser = super::units::parse_size, default_value_t = 0)]
     memory: u64,
+    /// A network card, by its network at this site. Can be repeated, in the guest's order
+    #[arg(long, value_name = "NETWORK[,mac=MAC][,model=MODEL]", value_parser = parse_nic)]
+    nic: Vec<Nic>,
 }
 
 #[derive(Debug, Args)]
@@ -109,9 +112,22 @@ fn parse_disk(text: &str) -> Result<DiskSpec, String> {
     Ok(DiskSpec { name: disk.name.to_string(), path, size_bytes: disk.size })
 }
 
+fn parse_nic(text: &str) -> Result<Nic, String> {
+    let mut parts = text.split(',');
+    let mut nic = Nic { network: parts.next().unwrap_or_default().to_owned(), ..Nic::default() };
+    for part in parts {
+        match part.split_once('=') {
+            Some(("mac", mac)) => mac.clone_into(&mut nic.mac),
+            Some(("model", model)) => model.clone_into(&mut nic.model),
+            _ => return Err(format!("{part:?} is neither mac=MAC nor model=MODEL")),
+        }
+    }
+    Ok(nic)
+}
+
 impl Protect {
     fn definition(&self) -> Result<Option<VmDefinition>> {
-        if self.definition.is_none() && self.cpus == 0 && self.memory == 0 {
+        if self.definition.is_none() && self.cpus == 0 && self.memory == 0 && self.nic.is_empty() {
             return Ok(None);
         }
         let text = match &self.definition {
@@ -126,6 +142,7 @@ impl Protect {
             text,
             cpus: self.cpus,
             memory_bytes: self.memory,
+            nics: self.nic.clone(),
             ..VmDefinition::default()
         }))
     }

@@ -10,10 +10,11 @@ use super::answers::Answers;
 use super::catalog::{self, Catalog, DomainRecord, EventRecord, Origin};
 use super::confirm::Tokens;
 use super::fault::{Done, Fault};
+use super::guests::Guests;
 use super::hosting::Hosting;
 use super::looks::Looks;
 use super::quiesce::FreezeNotes;
-use super::settings::Settings;
+use super::settings::{HypervisorSettings, Settings};
 use super::stores::OpenStores;
 use super::turns::Turns;
 use super::world::SiteWorld;
@@ -21,11 +22,11 @@ use crate::cancel::Cancel;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
 use crate::failover::{Engine, EngineSettings, TaskId, World};
-use crate::hypervisor::{ExecDriver, Hypervisor, NoHypervisor};
+use crate::hypervisor::{ExecDriver, Hypervisor, NoHypervisor, QemuDriver};
 use crate::ids::{Name, Time};
 
 /// What the appliance itself does stands under this name in the events.
-const SELF: &str = "appliance";
+pub(super) const SELF: &str = "appliance";
 
 /// See the module.
 pub struct Appliance {
@@ -34,6 +35,7 @@ pub struct Appliance {
     pub(crate) stores: Arc<OpenStores>,
     pub(crate) hosting: Arc<Hosting>,
     pub(crate) looks: Arc<Looks>,
+    pub(super) guests: Guests,
     pub(crate) world: Arc<SiteWorld>,
     pub(crate) engine: Engine,
     pub(super) answers: Answers,
@@ -86,6 +88,7 @@ impl Appliance {
             stores,
             hosting,
             looks,
+            guests: Guests::default(),
             world,
             engine,
             answers: Answers::default(),
@@ -278,7 +281,8 @@ fn make_private(dir: &std::path::Path) -> Result<()> {
 /// What the settings name, or one that says that they name none.
 fn hypervisor(settings: &Settings) -> Result<Arc<dyn Hypervisor>> {
     Ok(match &settings.hypervisor {
-        Some(exec) => Arc::new(ExecDriver::new(exec.clone())?),
-        None => Arc::new(NoHypervisor),
+        HypervisorSettings::Exec(exec) => Arc::new(ExecDriver::new(exec.clone())?),
+        HypervisorSettings::Qemu(qemu) => Arc::new(QemuDriver::new(qemu.clone())?),
+        HypervisorSettings::None => Arc::new(NoHypervisor),
     })
 }

@@ -14,6 +14,7 @@
 //! | `access`, `fault`, `confirm`, `turns` | who may call; what errors look like; what is confirmed; whose turn it is |
 //! | `appliance` | what the services share, and the rules of every act |
 //! | `stores`, `looks`, `hosting`, `view` | open stores; what was seen in them; protections that run; domains as they are shown |
+//! | `guests` | what is wrong with guests that run here |
 //! | `answers` | what a site is told that asks for a domain of this one |
 //! | `quiesce` | points with guests' file systems frozen |
 //! | `world` | this site as the engine of failovers sees it |
@@ -31,6 +32,7 @@ mod catalog;
 mod client;
 mod confirm;
 mod fault;
+mod guests;
 mod hosting;
 mod listen;
 mod looks;

@@ -130,6 +130,7 @@ impl Appliance {
             None => self.fill_looked(&mut view, record, look.as_ref()),
         }
         self.fill_facts(&mut view, record).await;
+        view.problems.extend(self.guests.of(&record.name));
         view
     }
 

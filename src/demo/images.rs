@@ -71,7 +71,7 @@ fn image(name: &str, path: PathBuf, what: String, ext4: bool) -> Result<Image> {
 }
 
 /// Whether `program` is here and did what it was asked.
-fn tool(program: &str, args: &[&std::ffi::OsStr]) -> bool {
+pub(super) fn tool(program: &str, args: &[&std::ffi::OsStr]) -> bool {
     let paths = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
     let mut run = Command::new(program);
     run.env("PATH", paths).args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -9,6 +9,7 @@
 //! It works in one directory and says what it leaves there. It never touches an image that it is given: it copies it.
 
 mod compare;
+pub mod guest;
 mod images;
 mod limit;
 
@@ -112,16 +113,8 @@ struct Demo {
 
 impl Demo {
     async fn prepare(request: DemoRequest, progress: Arc<Progress>, cancel: Cancel) -> Result<Demo> {
-        let show = request.dir.display().to_string();
-        std::fs::create_dir_all(&request.dir).io_context(|| format!("directory {show}"))?;
-        let dir = request.dir.canonicalize().io_context(|| format!("directory {show}"))?;
-        if std::fs::read_dir(&dir).io_context(|| format!("directory {show}"))?.next().is_some() {
-            let why = format!("directory {show} is not empty: name an empty one, nothing in it is overwritten");
-            return Err(Error::new(ErrorKind::Refused, why));
-        }
-        for sub in ["images", "v1", "v2", "store", "datastore"] {
-            std::fs::create_dir(dir.join(sub)).io_context(|| format!("directory {show}/{sub}"))?;
-        }
+        let dir = empty_dir(&request.dir, &["images", "v1", "v2", "store", "datastore"])?;
+        let show = dir.display();
         let url = url::Url::from_directory_path(dir.join("store"))
             .map_err(|()| Error::new(ErrorKind::Invalid, format!("directory {show} makes no URL")))?;
         let site = StorageSite::open(url.as_str().trim_end_matches('/'), &StoreOptions::default()).await?;
@@ -226,6 +219,21 @@ impl Demo {
         self.report.limit = limit;
         Ok(self.report)
     }
+}
+
+/// Makes `dir` with these directories in it; where it is there already it must be empty.
+fn empty_dir(dir: &Path, subs: &[&str]) -> Result<PathBuf> {
+    let show = dir.display();
+    std::fs::create_dir_all(dir).io_context(|| format!("directory {show}"))?;
+    let dir = dir.canonicalize().io_context(|| format!("directory {show}"))?;
+    if std::fs::read_dir(&dir).io_context(|| format!("directory {show}"))?.next().is_some() {
+        let why = format!("directory {show} is not empty: name an empty one, nothing in it is overwritten");
+        return Err(Error::new(ErrorKind::Refused, why));
+    }
+    for sub in subs {
+        std::fs::create_dir(dir.join(sub)).io_context(|| format!("directory {show}/{sub}"))?;
+    }
+    Ok(dir)
 }
 
 /// Removes what the demo made in `dir`, and `dir` itself.

@@ -10,11 +10,16 @@ mod exec;
 #[cfg(test)]
 mod exec_tests;
 mod none;
+mod qemu;
 mod spec;
 mod subprocess;
 
 pub use exec::{EXEC_VERSION, ExecDriver, ExecSettings, MAX_ANSWER};
 pub use none::NoHypervisor;
+pub use qemu::{
+    AccelChoice, Console, Forward, Machine, NetworkKind, OnReboot, QEMU_DEFINITION, QemuDefinition, QemuDriver,
+    QemuNetwork, QemuSettings,
+};
 pub use spec::{DiskSpec, NicSpec, OffEvidence, PowerState, VmEntry, VmSpec};
 pub use subprocess::{COMMAND_PATH, CommandEnd, RunCommand};
 
@@ -97,4 +102,13 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// `Unreachable` where the hypervisor does not answer.
     async fn off_evidence(&self, vm: &Name) -> Result<OffEvidence>;
+
+    /// What is wrong with a VM that was started, as far as can be told at once: it panicked, stands still, ended by itself.
+    /// A driver that can set it right tries to. `None` where nothing is wrong, or nothing can be told.
+    ///
+    /// # Errors
+    /// `Unreachable` where the hypervisor does not answer.
+    async fn trouble(&self, _: &Name) -> Result<Option<String>> {
+        Ok(None)
+    }
 }

@@ -14,7 +14,7 @@ pub struct NoHypervisor;
 
 fn none<T>() -> Result<T> {
     let why = "no hypervisor is set up at this site: nothing can define or start a VM here";
-    Err(Error::new(ErrorKind::Unsupported, format!("{why}; set hypervisor.command in the settings")))
+    Err(Error::new(ErrorKind::Unsupported, format!("{why}; set hypervisor.kind in the settings")))
 }
 
 #[async_trait]

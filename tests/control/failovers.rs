@@ -38,8 +38,8 @@ esac
 
 /// One site: its appliance, its hypervisor, its directories.
 pub(super) struct Site<'p> {
-    place: &'p Place,
-    name: &'static str,
+    pub(super) place: &'p Place,
+    pub(super) name: &'static str,
     pub(super) appliance: Appliance,
 }
 
@@ -59,12 +59,22 @@ impl<'p> Site<'p> {
         if std::fs::create_dir(&dir).is_ok() {
             std::fs::write(dir.join("driver"), HYPERVISOR).unwrap();
             std::fs::set_permissions(dir.join("driver"), std::fs::Permissions::from_mode(0o755)).unwrap();
-            std::fs::create_dir(place.path(&format!("{name}-disks"))).unwrap();
         }
         let driver = dir.join("driver");
         let more =
             format!("metrics = \"127.0.0.1:0\"\n[hypervisor]\ncommand = \"{}\"\npoll = \"20ms\"\n", driver.display());
-        Site { place, name, appliance: serve(place, name, &more) }
+        Site::with(place, name, &more, serve)
+    }
+
+    /// One whose settings end with `more`, and whose appliance is started by `serve`.
+    pub(super) fn with(
+        place: &'p Place,
+        name: &'static str,
+        more: &str,
+        serve: impl FnOnce(&Place, &str, &str) -> Appliance,
+    ) -> Site<'p> {
+        let _ = std::fs::create_dir(place.path(&format!("{name}-disks")));
+        Site { place, name, appliance: serve(place, name, more) }
     }
 
     pub(super) fn hypervisor(&self, file: &str) -> PathBuf {
@@ -130,6 +140,20 @@ impl<'p> Site<'p> {
                 return;
             }
             assert!(began.elapsed() < PATIENCE, "{}: {step} never runs: {shown:#}", self.name);
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until a task of the domain asks something here; that task.
+    pub(super) fn asked(&self, domain: &str) -> Value {
+        let began = Instant::now();
+        loop {
+            let running = self.ask(&["task", "list", "--domain", domain, "--running"]);
+            let asking = running["tasks"].as_array().and_then(|all| all.iter().find(|t| t["question"].is_object()));
+            if let Some(task) = asking {
+                return task.clone();
+            }
+            assert!(began.elapsed() < PATIENCE, "{}: nothing is asked: {running:#}", self.name);
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
     }

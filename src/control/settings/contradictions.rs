@@ -14,6 +14,7 @@ pub(super) fn find(values: &Values, problems: &mut Vec<String>) {
     listening(values, problems);
     places(values, problems);
     times(values, problems);
+    super::hypervisor::contradictions(values, problems);
 }
 
 /// TLS, roles and addresses.

@@ -4,7 +4,7 @@ use super::table::{Kind, SETTINGS, Setting};
 use crate::quantity::{show_size, show_time_span};
 
 /// Values shown for what has no default.
-const SHOWN: [(&str, &str); 8] = [
+const SHOWN: [(&str, &str); 10] = [
     ("listen.tcp", "\"192.0.2.1:7443\""),
     ("listen.metrics", "\"127.0.0.1:9464\""),
     ("tls.certificate", "\"/etc/freshet/server.pem\""),
@@ -12,6 +12,8 @@ const SHOWN: [(&str, &str); 8] = [
     ("tls.client_ca", "\"/etc/freshet/clients.pem\""),
     ("protect.log_store", "\"/var/lib/freshet/domains\""),
     ("protect.sync_rate", "\"100MiB\""),
+    ("hypervisor.kind", "\"exec\""),
+    ("qemu.dir", "\"/var/lib/freshet/qemu\""),
     ("hypervisor.command", "\"/usr/local/lib/freshet/hypervisor\""),
 ];
 
@@ -33,6 +35,7 @@ pub fn example() -> String {
             false => format!("# {name} = {}\n", value(setting)),
         };
     }
+    out += "\n# Networks of the driver qemu stand in the list network, see docs/settings.md.\n";
     out += "\n# Who may do what over TLS: viewer, operator or admin, by the subject of the certificate.\n";
     out + "# [[access]]\n# subject = \"CN=alice,O=Example\"\n# role = \"operator\"\n"
 }

@@ -9,6 +9,8 @@
 
 mod contradictions;
 mod example;
+mod hypervisor;
+mod networks;
 mod read;
 mod table;
 
@@ -18,12 +20,12 @@ use std::time::Duration;
 
 use crate::datastore::EngineKind;
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
-use crate::hypervisor::ExecSettings;
 use crate::ids::Name;
 use crate::nbd::{CacheMode, Listen, TlsIdentity};
 use crate::protect::{FencedPolicy, ProtectRequest};
 
 pub use example::example;
+pub use hypervisor::HypervisorSettings;
 pub use table::{Kind, SETTINGS, Setting};
 
 /// Longest file that is read.
@@ -148,8 +150,8 @@ pub struct Settings {
     pub tasks_kept: u64,
     /// How domains are protected.
     pub protect: ProtectSettings,
-    /// What drives the hypervisor, if anything does.
-    pub hypervisor: Option<ExecSettings>,
+    /// What runs guests here.
+    pub hypervisor: HypervisorSettings,
     /// How failovers go.
     pub failover: FailoverSettings,
 }
@@ -257,12 +259,7 @@ impl Settings {
                 freeze_limit: values.time("protect.freeze_limit"),
                 level: i32::try_from(number("protect.level")).unwrap_or(1),
             },
-            hypervisor: values.path("hypervisor.command").map(|program| ExecSettings {
-                command: vec![program.display().to_string()],
-                environment: Default::default(),
-                limit_seconds: values.time("hypervisor.limit").as_secs(),
-                poll_millis: u64::try_from(values.time("hypervisor.poll").as_millis()).unwrap_or(u64::MAX),
-            }),
+            hypervisor: HypervisorSettings::of(values, &state),
             failover: FailoverSettings {
                 hands_over: values.text("failover.hand_over") != Some("refuse"),
                 shutdown_limit: values.time("failover.shutdown_limit"),

@@ -7,7 +7,8 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use super::table::{Kind, SETTINGS, Setting};
-use super::{Access, Role};
+use super::{Access, Role, networks};
+use crate::hypervisor::QemuNetwork;
 use crate::ids::Name;
 use crate::quantity::{parse_size, parse_time_span, show_size, show_time_span};
 
@@ -29,6 +30,7 @@ pub(super) enum Read {
 pub(super) struct Values {
     values: BTreeMap<&'static str, Read>,
     pub(super) access: Vec<Access>,
+    pub(super) networks: Vec<QemuNetwork>,
 }
 
 impl Values {
@@ -74,6 +76,9 @@ pub(super) fn read(mut table: Table, problems: &mut Vec<String>) -> Values {
     let mut out = Values::default();
     if let Some(access) = table.remove("access") {
         out.access = read_access(access, problems);
+    }
+    if let Some(list) = table.remove("network") {
+        out.networks = networks::read(list, problems);
     }
     for setting in SETTINGS {
         let value = match take(&mut table, setting.name) {

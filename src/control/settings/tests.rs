@@ -99,6 +99,29 @@ fn what_contradicts_itself_is_told() {
 }
 
 #[test]
+fn the_hypervisor_is_what_is_named_and_a_command_names_one() {
+    let read = |text: &str| Settings::parse(&format!("site = \"a\"\n[hypervisor]\n{text}"));
+    assert_eq!(read("").unwrap().hypervisor, HypervisorSettings::None);
+    assert_eq!(read("kind = \"none\"").unwrap().hypervisor, HypervisorSettings::None);
+    for text in ["command = \"/x\"", "kind = \"exec\"\ncommand = \"/x\""] {
+        let HypervisorSettings::Exec(exec) = read(text).unwrap().hypervisor else { panic!("{text}") };
+        assert_eq!(exec.command, ["/x"]);
+    }
+    let told = |text: &str| read(text).unwrap_err().to_string();
+    assert!(told("kind = \"exec\"").contains("hypervisor.command: must be there"));
+    assert!(told("kind = \"none\"\ncommand = \"/x\"").contains("hypervisor.kind is none"));
+    assert!(told("kind = \"xen\"").contains("must be one of none, exec, qemu, libvirt"));
+    assert!(told("kind = \"libvirt\"").contains("no driver for libvirt yet"));
+    let network = "[[network]]\nname = \"lan\"\n";
+    assert!(told(network).contains("networks are those of qemu"));
+    let HypervisorSettings::Qemu(qemu) = read(&format!("kind = \"qemu\"\n{network}")).unwrap().hypervisor else {
+        panic!()
+    };
+    assert_eq!((qemu.dir.as_path(), qemu.networks[0].name.as_str()), (Path::new("/var/lib/freshet/qemu"), "lan"));
+    assert_eq!((qemu.accel, qemu.limit.as_secs()), (crate::hypervisor::AccelChoice::Auto, 60));
+}
+
+#[test]
 fn files_are_checked_where_they_are_named() {
     let error = Settings::parse(TCP).unwrap().check_files().unwrap_err();
     assert!(error.to_string().contains("TLS certificate /c"), "{error}");

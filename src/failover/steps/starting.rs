@@ -67,7 +67,9 @@ impl Context {
                 return Ran::nothing();
             }
             if self.clock.now() >= deadline {
-                let why = format!("VM {vm}: no sign of life from {what} within {} s", wait.limit_seconds);
+                let trouble = self.world.hypervisor().trouble(vm).await.ok().flatten();
+                let trouble = trouble.map(|why| format!("; {why}")).unwrap_or_default();
+                let why = format!("VM {vm}: no sign of life from {what} within {} s{trouble}", wait.limit_seconds);
                 return self.failed(wait.on_timeout, why, Some(vm));
             }
             self.wait(self.poll).await?;

@@ -1,0 +1,131 @@
+//! The agent inside a guest: asked to shut it down, or to freeze and thaw its file systems, where it answers.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::lines::Lines;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How long a guest that has an agent may take to answer.
+const WITHIN: Duration = Duration::from_secs(2);
+
+/// Asks the agent to shut the guest down. Whether there is one that took the wish.
+///
+/// # Errors
+/// `Unreachable` where the agent answered and then broke off.
+pub(super) async fn shut_down(dir: &Path, name: &str) -> Result<bool> {
+    let what = format!("guest agent {}", dir.join(name).display());
+    match Lines::connect(dir, name, what, WITHIN).await {
+        Ok(lines) => ask(lines).await,
+        Err(_) => Ok(false),
+    }
+}
+
+/// Has the agent run `command`, within `limit`. Whether there is one: what it is told is not begun otherwise.
+///
+/// # Errors
+/// `Unreachable` where it does not answer in time, `Io` with its words where it refuses.
+pub(super) async fn call(dir: &Path, name: &str, command: &str, limit: Duration) -> Result<bool> {
+    let what = format!("guest agent {}", dir.join(name).display());
+    match Lines::connect(dir, name, what, WITHIN.min(limit)).await {
+        Ok(lines) => run(lines, command, limit).await,
+        Err(_) => Ok(false),
+    }
+}
+
+async fn run(mut lines: Lines, command: &str, limit: Duration) -> Result<bool> {
+    if !greet(&mut lines).await? {
+        return Ok(false);
+    }
+    lines.set_limit(limit);
+    lines.send(format!("{}\n", json!({ "execute": command })).as_bytes()).await?;
+    let ended = |object: &Value| object.get("return").is_some() || object.get("error").is_some();
+    let answer = lines.receive(ended).await.map_err(|e| e.while_doing(command))?;
+    match answer.get("error") {
+        None => Ok(true),
+        Some(error) => {
+            let why = error["desc"].as_str().unwrap_or("it does not say why");
+            Err(Error::new(ErrorKind::Io, format!("{} does not {command}: {why}", lines.what())))
+        }
+    }
+}
+
+async fn ask(mut lines: Lines) -> Result<bool> {
+    if !greet(&mut lines).await? {
+        return Ok(false);
+    }
+    // It answers nothing to this where it does as it is told.
+    let command = json!({"execute": "guest-shutdown", "arguments": {"mode": "powerdown"}});
+    lines.send(format!("{command}\n").as_bytes()).await?;
+    Ok(true)
+}
+
+/// Whether an agent answers.
+async fn greet(lines: &mut Lines) -> Result<bool> {
+    let id = u64::from(fastrand::u32(..));
+    // The first byte ends whatever half of a command somebody left before.
+    let hello = format!("\u{0}{}\n", json!({"execute": "guest-sync-delimited", "arguments": {"id": id}}));
+    let mut hello = hello.into_bytes();
+    hello[0] = 0xff;
+    lines.send(&hello).await?;
+    let own = |object: &Value| object.get("return") == Some(&Value::from(id));
+    Ok(lines.receive(own).await.is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_agent_that_answers_is_asked_and_a_silent_one_is_not() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let agent = tokio::spawn(async move {
+            let mut text = vec![0; 4096];
+            let n = theirs.read(&mut text).await.unwrap();
+            assert_eq!(text[0], 0xff);
+            let asked: Value = serde_json::from_slice(&text[1..n]).unwrap();
+            theirs.write_all(b"{\"return\":1}\nhalf\xff").await.unwrap();
+            theirs.write_all(format!("{}\n", json!({"return": asked["arguments"]["id"]})).as_bytes()).await.unwrap();
+            let n = theirs.read(&mut text).await.unwrap();
+            serde_json::from_slice::<Value>(&text[..n]).unwrap()
+        });
+        assert!(ask(Lines::over(ours, Duration::from_secs(60))).await.unwrap());
+        assert_eq!(agent.await.unwrap()["execute"], "guest-shutdown");
+
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        assert!(!ask(Lines::over(ours, Duration::from_millis(50))).await.unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!shut_down(dir.path(), "none").await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_an_agent_refuses_is_told() {
+        for (says, good) in [("{\"return\":2}\n", true), ("{\"error\":{\"desc\":\"frozen\"}}\n", false)] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let agent = tokio::spawn(async move {
+                let mut text = vec![0; 4096];
+                let n = theirs.read(&mut text).await.unwrap();
+                let asked: Value = serde_json::from_slice(&text[1..n]).unwrap();
+                theirs
+                    .write_all(format!("{}\n", json!({"return": asked["arguments"]["id"]})).as_bytes())
+                    .await
+                    .unwrap();
+                let n = theirs.read(&mut text).await.unwrap();
+                assert!(text[..n].starts_with(b"{\"execute\":\"guest-fsfreeze-freeze\"}"));
+                theirs.write_all(says.as_bytes()).await.unwrap();
+            });
+            let lines = Lines::over(ours, Duration::from_secs(60));
+            let ran = run(lines, "guest-fsfreeze-freeze", Duration::from_secs(60)).await;
+            agent.await.unwrap();
+            match good {
+                true => assert!(ran.unwrap()),
+                false => assert!(ran.unwrap_err().to_string().contains("guest-fsfreeze-freeze: frozen")),
+            }
+        }
+    }
+}

@@ -1,0 +1,438 @@
+//! The driver for appliances without libvirt: Freshet starts QEMU itself, a process for each guest, and owns it.
+//!
+//! ```text
+//! define  -> <dir>/<vm>/vm.json                    start -> qemu, in a session of its own, holding <vm>/lock
+//! state   <- is the lock held?                     shutdown -> agent, else the power button; off: the lock is free
+//! ```
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `settings` | where, which program, which networks |
+//! | `definition`, `folder` | what is kept of a VM, and the lock that tells whether it lives |
+//! | `command`, `disk` | from a VM to QEMU's arguments |
+//! | `process` | processes: started, found again, ended |
+//! | `lines`, `qmp`, `agent` | talking to QEMU and to the guest's agent |
+//! | `accel` | kvm or software emulation |
+//! | `mirror` | moving a running guest's disk |
+//!
+//! The driver itself remembers nothing that counts: guests live on while this program is away, and the next one finds
+//! them by their folders. Invariant: of each VM at most one process lives, whoever is killed when.
+
+mod accel;
+mod agent;
+mod command;
+mod definition;
+mod disk;
+mod folder;
+mod lines;
+mod mirror;
+mod process;
+mod qmp;
+mod settings;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::json;
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+
+use self::accel::Finding;
+use self::command::{AGENT, CONSOLE, MONITOR, UEFI_VARS};
+use self::folder::{Folder, LOG, Moving};
+use self::process::Ends;
+use self::qmp::Qmp;
+use super::{Hypervisor, OffEvidence, PowerState, VmEntry, VmSpec};
+use crate::error::{Error, ErrorKind, IoResultExt, Result, ResultExt};
+use crate::ids::Name;
+
+pub use definition::{Machine, OnReboot, QEMU_DEFINITION, QemuDefinition};
+pub use settings::{AccelChoice, Console, Forward, NetworkKind, QemuNetwork, QemuSettings};
+
+/// Time between two looks whether a QEMU that was started answers.
+const LOOK: Duration = Duration::from_millis(50);
+/// Time after which a guest that does not shut down is asked once more: one that is just booting hears nothing.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// The run state of a guest that panicked.
+const PANICKED: &str = "guest-panicked";
+/// How long a QEMU may take to say how it is, and to end by itself before it is killed.
+const QUIT: Duration = Duration::from_secs(5);
+
+/// See the module.
+#[derive(Debug)]
+pub struct QemuDriver {
+    settings: QemuSettings,
+    ends: Ends,
+    finding: OnceCell<Finding>,
+}
+
+impl QemuDriver {
+    /// A driver with these settings; makes its folder.
+    ///
+    /// # Errors
+    /// What making it says; `NotFound` where the program is not there.
+    pub fn new(settings: QemuSettings) -> Result<QemuDriver> {
+        use std::os::unix::fs::DirBuilderExt;
+        std::fs::metadata(&settings.program).io_context(|| format!("QEMU {}", settings.program.display()))?;
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&settings.dir);
+        made.io_context(|| format!("make {}", settings.dir.display()))?;
+        Ok(QemuDriver { settings, ends: Ends::default(), finding: OnceCell::new() })
+    }
+
+    fn folder(&self, vm: &Name) -> Folder {
+        Folder::new(&self.settings.dir, vm)
+    }
+
+    fn known(&self, vm: &Name) -> Result<(Folder, VmSpec)> {
+        let folder = self.folder(vm);
+        match folder.read()? {
+            Some(spec) => Ok((folder, spec)),
+            None => Err(Error::new(ErrorKind::NotFound, format!("VM {vm} is not defined on {}", self.describe()))),
+        }
+    }
+
+    async fn finding(&self) -> Result<&Finding> {
+        let found = self.finding.get_or_try_init(|| accel::find(&self.settings)).await?;
+        Ok(found)
+    }
+
+    /// Whether guests have the processor's own virtualisation here.
+    ///
+    /// # Errors
+    /// What writing the probe guest says.
+    pub async fn has_kvm(&self) -> Result<bool> {
+        Ok(self.finding().await?.kvm)
+    }
+
+    /// Ends the VM's process without asking it, as a power failure would. One that does not run is no error.
+    ///
+    /// # Errors
+    /// `Io` where it cannot be found or ended.
+    pub async fn kill(&self, vm: &Name) -> Result<()> {
+        let folder = self.folder(vm);
+        let killed = tokio::task::spawn_blocking(move || process::kill(&folder)).await;
+        killed.map_err(|e| Error::with_source(ErrorKind::Internal, format!("end VM {vm}"), e))?
+    }
+
+    async fn monitor(&self, folder: &Folder) -> Result<Qmp> {
+        Qmp::connect(folder.path(), MONITOR, self.settings.limit).await
+    }
+
+    /// The arguments for `spec`, which are made at its definition, too, so that what cannot be made is refused there.
+    async fn arguments(&self, spec: &VmSpec) -> Result<Vec<std::ffi::OsString>> {
+        let own = QemuDefinition::of(spec, &self.settings.boot_dirs)?;
+        command::arguments(spec, &own, &self.settings, self.finding().await?.kvm)
+    }
+
+    /// Waits until a QEMU that was started answers and its guest runs.
+    async fn until_running(&self, vm: &Name, folder: &Folder) -> Result<()> {
+        let until = Instant::now() + self.settings.limit;
+        loop {
+            if !folder.is_alive()? {
+                let end = self.ends.of(vm).map(|end| format!(" ({end})")).unwrap_or_default();
+                let why = format!("QEMU of VM {vm} ended at its start{end}: {}", folder.tail(LOG));
+                folder.forget_process()?;
+                return Err(Error::new(ErrorKind::Io, why));
+            }
+            // Its socket comes before it opens the disks, and it answers after that.
+            let left = until.saturating_duration_since(Instant::now());
+            if let Ok(mut qmp) = Qmp::connect(folder.path(), MONITOR, left.max(LOOK)).await
+                && qmp.status().await.is_ok()
+            {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                let limit = self.settings.limit.as_secs();
+                let why = format!("QEMU of VM {vm} was started and does not answer within {limit} s");
+                return Err(Error::new(ErrorKind::Unreachable, format!("{why}: {}", folder.tail(LOG))));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Waits until no process of the VM lives, for at most `limit`. Whether none does.
+    async fn until_off(&self, folder: &Folder, limit: Duration) -> Result<bool> {
+        let until = Instant::now() + limit;
+        while folder.is_alive()? {
+            let now = Instant::now();
+            if now >= until {
+                return Ok(false);
+            }
+            tokio::time::sleep(self.settings.poll.min(until - now)).await;
+        }
+        Ok(true)
+    }
+
+    /// Whether the guest panicked: it hears nothing any more.
+    async fn has_panicked(&self, folder: &Folder) -> bool {
+        let status = async { Qmp::connect(folder.path(), MONITOR, QUIT).await?.status().await };
+        status.await.is_ok_and(|status| status == PANICKED)
+    }
+
+    /// Tells the guest that it is to shut down, by whatever way there is.
+    async fn ask_to_shut_down(&self, folder: &Folder) -> Result<()> {
+        if agent::shut_down(folder.path(), AGENT).await? {
+            return Ok(());
+        }
+        self.monitor(folder).await?.execute("system_powerdown", json!({})).await.map(drop)
+    }
+
+    /// Moves the disk of that name of a running VM to `uri` without stopping it, and keeps that in its definition. Where it
+    /// is there already nothing is done. One that was begun and cut off is settled first.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no such VM or disk, `Refused` where it does not run, what moving it says otherwise: it is
+    /// on its old disk then.
+    pub async fn move_disk(&self, vm: &Name, disk: &Name, uri: &str, limit: Duration) -> Result<()> {
+        let (folder, mut spec) = self.known(vm)?;
+        let Some(n) = spec.disks.iter().position(|known| known.name == *disk) else {
+            return Err(Error::new(ErrorKind::NotFound, format!("VM {vm} has no disk {disk}")));
+        };
+        if !folder.is_alive()? {
+            return Err(Error::new(ErrorKind::Refused, format!("VM {vm} does not run: its disk {disk} is not moved")));
+        }
+        let what = || format!("move disk {disk} of VM {vm}");
+        let mut qmp = self.monitor(&folder).await?;
+        self.settle(&folder, &mut spec, &mut qmp).await.while_doing(what)?;
+        if spec.disks[n].uri == uri {
+            return Ok(());
+        }
+        let node = mirror::target_node(n);
+        folder.note_moving(Some(&Moving { disk: n, uri: uri.to_owned(), node: node.clone() }))?;
+        let moved = mirror::move_disk(&mut qmp, n, (&node, uri), self.settings.reconnect, limit).await;
+        // Whatever was said, the guest is asked where it is.
+        drop(qmp);
+        let mut qmp = self.monitor(&folder).await.while_doing(what)?;
+        let settled = self.settle(&folder, &mut spec, &mut qmp).await;
+        moved.and(settled).while_doing(what)
+    }
+
+    /// Brings the definition up to what a move that was begun has come to.
+    async fn settle(&self, folder: &Folder, spec: &mut VmSpec, qmp: &mut Qmp) -> Result<()> {
+        let Some(moving) = folder.moving()? else { return Ok(()) };
+        if mirror::settle(qmp, moving.disk, &moving.node).await?
+            && let Some(disk) = spec.disks.get_mut(moving.disk)
+        {
+            disk.uri = moving.uri;
+            folder.write(spec)?;
+        }
+        folder.note_moving(None)
+    }
+
+    /// The newest of what the guest wrote to its serial console, in a line; empty where there is nothing.
+    async fn last_words(&self, folder: &Folder) -> String {
+        if self.settings.console == Console::File {
+            return folder.tail(CONSOLE);
+        }
+        let read = async {
+            let mut qmp = self.monitor(folder).await?;
+            qmp.execute("ringbuf-read", json!({"device": "console", "size": 65536})).await
+        };
+        // What was read is gone from the ring: the next one tells what came since.
+        let text = read.await.ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default();
+        folder::last_lines(text.as_bytes())
+    }
+}
+
+#[async_trait]
+impl Hypervisor for QemuDriver {
+    fn describe(&self) -> String {
+        match self.finding.get() {
+            Some(found) if found.kvm => format!("QEMU with kvm ({})", found.because),
+            Some(found) => format!("QEMU with tcg ({})", found.because),
+            None => "QEMU".to_owned(),
+        }
+    }
+
+    async fn inventory(&self) -> Result<Vec<VmEntry>> {
+        let dir = &self.settings.dir;
+        let mut vms = Vec::new();
+        for entry in std::fs::read_dir(dir).io_context(|| format!("read {}", dir.display()))?.flatten() {
+            let named = entry.file_name().to_str().and_then(Name::from_key);
+            let Some(name) = named.filter(|_| entry.path().is_dir()) else { continue };
+            let folder = self.folder(&name);
+            // A folder without a definition is what is left of one that was being made.
+            if folder.read()?.is_some() {
+                vms.push(VmEntry { state: self.state(&name).await?, name });
+            }
+        }
+        vms.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(vms)
+    }
+
+    async fn networks(&self) -> Result<Option<Vec<String>>> {
+        Ok(Some(self.settings.networks.iter().map(|network| network.name.clone()).collect()))
+    }
+
+    async fn define(&self, spec: &VmSpec) -> Result<()> {
+        let folder = self.folder(&spec.name);
+        let refused = |why: &str| Err(Error::new(ErrorKind::Refused, format!("VM {} {why}", spec.name)));
+        if let Some(known) = folder.read()?
+            && known.domain != spec.domain
+        {
+            return refused(&format!("is there already, in domain {}", known.domain));
+        }
+        if folder.is_alive()? {
+            return refused("runs: what is known of it is not changed");
+        }
+        self.arguments(spec).await?;
+        if spec.firmware == "uefi" {
+            let vars = folder.path().join(UEFI_VARS);
+            if !vars.exists() {
+                folder.make()?;
+                let from = &self.settings.uefi_vars;
+                std::fs::copy(from, &vars).io_context(|| format!("UEFI variables {}", from.display()))?;
+            }
+        }
+        folder.write(spec)?;
+        folder.note_moving(None)?;
+        folder.forget_process()
+    }
+
+    async fn undefine(&self, vm: &Name) -> Result<()> {
+        let folder = self.folder(vm);
+        match folder.is_alive()? {
+            true => Err(Error::new(ErrorKind::Refused, format!("VM {vm} runs: it is not forgotten"))),
+            false => folder.remove(),
+        }
+    }
+
+    async fn start(&self, vm: &Name) -> Result<()> {
+        let (folder, spec) = self.known(vm)?;
+        if folder.is_alive()? {
+            return Ok(());
+        }
+        if let Some(moving) = folder.moving()? {
+            let why = format!("VM {vm} ended while its disk {} was moved to {}", moving.disk, moving.uri);
+            let remedy = "either place may have its newest writes; define it again with the disk that has";
+            return Err(Error::new(ErrorKind::Refused, format!("{why}: {remedy}")));
+        }
+        let arguments = self.arguments(&spec).await?;
+        let (program, ends, name, its) = (self.settings.program.clone(), self.ends.clone(), vm.clone(), folder.clone());
+        let spawned =
+            tokio::task::spawn_blocking(move || process::spawn(&its, &name, &program, &arguments, &ends)).await;
+        spawned.map_err(|e| Error::with_source(ErrorKind::Internal, format!("start VM {vm}"), e))??;
+        self.until_running(vm, &folder).await
+    }
+
+    async fn shutdown(&self, vm: &Name, limit: Duration) -> Result<bool> {
+        let (folder, _) = self.known(vm)?;
+        let until = Instant::now() + limit;
+        folder.note_told(true)?;
+        loop {
+            if !folder.is_alive()? {
+                break;
+            }
+            if self.has_panicked(&folder).await {
+                folder.note_told(false)?;
+                return Ok(false);
+            }
+            if let Err(e) = self.ask_to_shut_down(&folder).await
+                && folder.is_alive()?
+            {
+                tracing::warn!(%vm, "it cannot be asked to shut down: {e}");
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if self.until_off(&folder, left.min(ASK_AGAIN)).await? {
+                break;
+            }
+            if left <= ASK_AGAIN {
+                folder.note_told(false)?;
+                return Ok(false);
+            }
+        }
+        folder.forget_process()?;
+        Ok(true)
+    }
+
+    async fn power_off(&self, vm: &Name) -> Result<()> {
+        let (folder, _) = self.known(vm)?;
+        folder.note_told(true)?;
+        // It may be told to end while its monitor hangs, or not at all: then it is killed.
+        let quit = async { Qmp::connect(folder.path(), MONITOR, QUIT).await?.execute("quit", json!({})).await };
+        let asked = quit.await.is_ok();
+        if !asked || !self.until_off(&folder, QUIT).await? {
+            self.kill(vm).await?;
+        }
+        match self.until_off(&folder, self.settings.limit).await? {
+            true => folder.forget_process(),
+            false => Err(Error::new(ErrorKind::Io, format!("VM {vm}: its QEMU was killed and does not end"))),
+        }
+    }
+
+    async fn state(&self, vm: &Name) -> Result<PowerState> {
+        let folder = self.folder(vm);
+        if folder.is_alive()? {
+            return Ok(PowerState::Running);
+        }
+        Ok(match folder.read()? {
+            Some(_) => PowerState::Off,
+            None => PowerState::Absent,
+        })
+    }
+
+    async fn off_evidence(&self, vm: &Name) -> Result<OffEvidence> {
+        let folder = self.folder(vm);
+        if folder.is_alive()? {
+            let panicked = if self.has_panicked(&folder).await { ", and its guest panicked" } else { "" };
+            let because = format!("a process holds its lock: its QEMU lives{panicked}");
+            return Ok(OffEvidence { off: false, because });
+        }
+        let record = folder.process();
+        if let Some(record) = record.as_ref().filter(|record| process::lives(record)) {
+            let because = format!("its lock is free, and process {} lives still", record.pid);
+            return Ok(OffEvidence { off: false, because });
+        }
+        let process = record.map(|record| format!(", and process {} is gone", record.pid)).unwrap_or_default();
+        let end = self.ends.of(vm).map(|end| format!(", with {end}")).unwrap_or_default();
+        Ok(OffEvidence { off: true, because: format!("no process holds its lock{process}{end}") })
+    }
+
+    async fn freeze(&self, vm: &Name, limit: Duration) -> Result<bool> {
+        let folder = self.folder(vm);
+        if !folder.is_alive()? {
+            return Ok(false);
+        }
+        agent::call(folder.path(), AGENT, "guest-fsfreeze-freeze", limit).await
+    }
+
+    async fn thaw(&self, vm: &Name, limit: Duration) -> Result<()> {
+        let folder = self.folder(vm);
+        if !folder.is_alive()? || agent::call(folder.path(), AGENT, "guest-fsfreeze-thaw", limit).await? {
+            return Ok(());
+        }
+        let why = format!("VM {vm}: no agent answers that could thaw its file systems");
+        Err(Error::new(ErrorKind::Unreachable, why))
+    }
+
+    async fn trouble(&self, vm: &Name) -> Result<Option<String>> {
+        let folder = self.folder(vm);
+        if !folder.is_alive()? {
+            // One that was told to end is no trouble.
+            return Ok(folder.process().filter(|record| !record.told).map(|_| {
+                let end = self.ends.of(vm).map(|end| format!(" with {end}")).unwrap_or_default();
+                let said = [folder.tail(CONSOLE), folder.tail(LOG)].join(" | ");
+                format!("its guest or its QEMU ended by itself{end}: {}", said.trim_matches([' ', '|']))
+            }));
+        }
+        let status = match Qmp::connect(folder.path(), MONITOR, QUIT).await {
+            Ok(mut qmp) => qmp.status().await,
+            Err(e) => Err(e),
+        };
+        Ok(match status.as_deref() {
+            Ok(PANICKED) => Some(format!("its guest panicked: {}", self.last_words(&folder).await)),
+            Ok("io-error") => {
+                // Its disk is there again, or the next write stops it once more.
+                let resumed = async { self.monitor(&folder).await?.execute("cont", json!({})).await };
+                let then = if resumed.await.is_ok() { "it was told to go on" } else { "it does not go on" };
+                Some(format!("it stood still since a disk failed; {then}"))
+            }
+            Ok("internal-error") => Some("QEMU stopped it after an internal error".to_owned()),
+            Ok(_) => None,
+            Err(_) if !folder.is_alive()? => None,
+            Err(e) => Some(format!("its QEMU does not answer: {e}")),
+        })
+    }
+}
