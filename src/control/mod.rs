@@ -14,8 +14,10 @@
 //! | `access`, `fault`, `confirm`, `turns` | who may call; what errors look like; what is confirmed; whose turn it is |
 //! | `appliance` | what the services share, and the rules of every act |
 //! | `stores`, `looks`, `hosting`, `view` | open stores; what was seen in them; protections that run; domains as they are shown |
+//! | `socket_group` | hypervisors of other users, let at their disks |
 //! | `answers` | what a site is told that asks for a domain of this one |
 //! | `quiesce` | points with guests' file systems frozen |
+//! | `taking_in` | VMs that the hypervisor runs already |
 //! | `world` | this site as the engine of failovers sees it |
 //! | `services` | the API's methods |
 //! | `metrics` | figures for Prometheus |
@@ -40,7 +42,9 @@ mod quiesce;
 mod serve;
 mod services;
 pub mod settings;
+mod socket_group;
 mod stores;
+mod taking_in;
 mod turns;
 mod view;
 mod world;

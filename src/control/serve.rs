@@ -120,6 +120,7 @@ async fn listen_and_serve(
         tokio::spawn(Arc::clone(app).keep_looking()),
         tokio::spawn(Arc::clone(app).keep_answering()),
         tokio::spawn(Arc::clone(app).keep_quiescing()),
+        tokio::spawn(Arc::clone(app).keep_watching()),
         tokio::spawn(metrics::serve(Arc::clone(app), metrics_at)),
     ];
     ready(&addresses)?;

@@ -11,6 +11,7 @@ mod failovers;
 mod figures;
 mod flow;
 mod hostile;
+mod libvirt;
 mod outsider;
 mod quiesce;
 mod rivals;

@@ -51,8 +51,22 @@ impl Kernel {
         kernels.pop()
     }
 
+    /// The kernel, for programs that load it themselves.
+    pub(crate) fn image(&self) -> &Path {
+        &self.image
+    }
+
     /// Writes an initramfs that loads the modules and then runs `script`.
     pub(crate) fn pack(&self, script: &str, into: &Path) {
+        self.pack_with(&[], script, into);
+    }
+
+    /// The same for a guest that hears its power button, as events at `/dev/input/event0`.
+    pub(crate) fn pack_with_button(&self, script: &str, into: &Path) {
+        self.pack_with(&["acpi/button", "input/evdev"], script, into);
+    }
+
+    fn pack_with(&self, more: &[&str], script: &str, into: &Path) {
         let mut archive = Archive::default();
         for dir in ["bin", "dev", "proc", "sys", "mnt", "modules"] {
             archive.add(dir, 0o040_755, &[]);
@@ -61,7 +75,7 @@ impl Kernel {
         let mut init = "#!/bin/busybox sh\n/bin/busybox --install -s /bin\nexport PATH=/bin\n\
                         mount -t proc proc /proc\nmount -t devtmpfs dev /dev\n"
             .to_owned();
-        for (at, module) in MODULES.iter().enumerate() {
+        for (at, module) in MODULES.iter().chain(more).enumerate() {
             let bytes = std::fs::read(self.drivers.join(format!("{module}.ko"))).unwrap();
             archive.add(&format!("modules/{at}.ko"), 0o100_644, &bytes);
             init += &format!("insmod /modules/{at}.ko || echo failed: {module}\n");

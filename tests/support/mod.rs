@@ -11,6 +11,7 @@ use std::io::Write as _;
 pub(crate) mod contract;
 pub(crate) mod guest;
 pub(crate) mod kills;
+pub(crate) mod libvirt;
 pub(crate) mod mounts;
 pub(crate) mod naive_s3;
 pub(crate) mod nbd_client;

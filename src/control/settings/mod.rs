@@ -83,8 +83,12 @@ pub struct ProtectSettings {
     pub image_dirs: Vec<PathBuf>,
     /// Directory of the sockets.
     pub socket_dir: PathBuf,
+    /// Group that may connect to the sockets, besides the appliance's own user.
+    pub socket_group: Option<String>,
     /// Directory of logs and bitmaps.
     pub log_store: PathBuf,
+    /// Directory of images that are made for VMs that the hypervisor runs already.
+    pub new_images: PathBuf,
     /// Bytes for each domain.
     pub memory: u64,
     /// Bytes of each domain's log.
@@ -150,6 +154,8 @@ pub struct Settings {
     pub protect: ProtectSettings,
     /// What drives the hypervisor, if anything does.
     pub hypervisor: Option<ExecSettings>,
+    /// The libvirt that runs guests here, if one does.
+    pub libvirt: Option<crate::hypervisor::LibvirtSettings>,
     /// How failovers go.
     pub failover: FailoverSettings,
 }
@@ -232,7 +238,9 @@ impl Settings {
             protect: ProtectSettings {
                 image_dirs: values.paths("protect.image_dirs"),
                 socket_dir: values.path("protect.socket_dir")?,
+                socket_group: values.text("protect.socket_group").map(str::to_owned),
                 log_store: values.path("protect.log_store").unwrap_or_else(|| state.join("domains")),
+                new_images: values.path("protect.new_images").unwrap_or_else(|| state.join("images")),
                 memory: number("protect.memory"),
                 log_size: number("protect.log_size"),
                 cache: match values.text("protect.cache") {
@@ -262,6 +270,11 @@ impl Settings {
                 environment: Default::default(),
                 limit_seconds: values.time("hypervisor.limit").as_secs(),
                 poll_millis: u64::try_from(values.time("hypervisor.poll").as_millis()).unwrap_or(u64::MAX),
+            }),
+            libvirt: (values.text("hypervisor.kind") == Some("libvirt")).then(|| crate::hypervisor::LibvirtSettings {
+                uri: values.text("hypervisor.uri").unwrap_or_default().to_owned(),
+                limit: values.time("hypervisor.limit"),
+                poll: values.time("hypervisor.poll"),
             }),
             failover: FailoverSettings {
                 hands_over: values.text("failover.hand_over") != Some("refuse"),
@@ -296,6 +309,17 @@ impl Settings {
             level: p.level,
             ..ProtectRequest::new(domain, self.site.clone(), vms, listen, p.log_store.clone())
         }
+    }
+
+    /// Where the image of a disk is made that cannot be served as it is: the first name that is free.
+    pub(crate) fn new_image(&self, domain: &Name, vm: &Name, disk: &Name) -> PathBuf {
+        /// More are nobody's doing but a mistake's, and are told as a file that is there.
+        const MOST: u32 = 1000;
+        let dir = self.protect.new_images.join(domain.key()).join(vm.key());
+        let path =
+            |n: u32| dir.join(if n < 2 { format!("{}.img", disk.key()) } else { format!("{}-{n}.img", disk.key()) });
+        let free = (1..MOST).map(path).find(|path| !path.exists());
+        free.unwrap_or_else(|| path(MOST))
     }
 
     /// Where the disks of `domain` are served. A name that is too long for an address gives way to its digest.
