@@ -157,12 +157,20 @@ impl<'p> Site<'p> {
 
     /// Starts a task, and waits until it has ended well.
     fn task(&self, args: &[&str]) {
+        self.done(&self.begin(args));
+    }
+
+    /// Starts a task; its number.
+    fn begin(&self, args: &[&str]) -> String {
         let begun = self.ask(args);
-        let id =
-            begun["task"]["id"].as_str().or(begun["id"].as_str()).unwrap_or_else(|| panic!("{begun:#}")).to_owned();
+        begun["task"]["id"].as_str().or(begun["id"].as_str()).unwrap_or_else(|| panic!("{begun:#}")).to_owned()
+    }
+
+    /// Waits until a task has ended well.
+    fn done(&self, id: &str) {
         let began = Instant::now();
         loop {
-            let shown = self.ask(&["task", "show", &id]);
+            let shown = self.ask(&["task", "show", id]);
             if shown["state"] == "TASK_STATE_DONE" {
                 return;
             }
@@ -256,7 +264,16 @@ fn a_running_guest_is_protected_fails_over_and_back_and_is_let_go_with_every_lin
         // Back in place, and then by force: the site is gone with its guest in the middle of writing.
         first.until_idle();
         first.follow("failback", &["--in-place"]);
-        first.task(&["failover", "complete", "d", "--planned", "--yes", "d"]);
+        // The daemon that is to shut the guest down is away when it is asked: the task waits for it.
+        second.libvirt.stop();
+        let back = first.begin(&["failover", "complete", "d", "--planned", "--yes", "d"]);
+        console.wait("the hand-over", || {
+            let tasks = second.ask(&["task", "list", "--domain", "d", "--running"]);
+            tasks["tasks"].as_array().is_some_and(|tasks| !tasks.is_empty())
+        });
+        std::thread::sleep(Duration::from_millis(500));
+        second.libvirt.start_again();
+        first.done(&back);
         assert_eq!(console.boots(3), console.newest("down").unwrap());
         second.until_idle();
         second.follow("failover", &["--in-place"]);
