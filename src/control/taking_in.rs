@@ -98,6 +98,8 @@ impl<'a> TakingIn<'a> {
         };
         match moved {
             Ok(()) => Ok(()),
+            // The appliance is told to end, which ends the exports: the next start goes on.
+            Err(error) if self.app.closing.is_cancelled() => Err(error),
             Err(error) if self.has_moved(&vm).await => {
                 Err(error.while_doing("some of its disks have moved, and are protected; protect it again to go on"))
             }
@@ -386,6 +388,7 @@ async fn move_again(app: &Arc<Appliance>, record: &DomainRecord, vm: &VmSource) 
     }
     let taking = TakingIn::new(app, record, &vm.name);
     match taking.finish(vm).await {
+        Err(error) if app.closing.is_cancelled() => Err(error),
         // It will not do better: the guest keeps its old disks, and is not protected.
         Err(error) if error.kind() == ErrorKind::Refused && !taking.has_moved(vm).await => {
             tracing::error!(domain = %record.name, vm = %vm.name, "its protection is given up: {error}");
