@@ -389,6 +389,8 @@ async fn the_driver_says_what_is_wrong_and_undefines_no_disk() {
     assert_eq!(refused.kind(), ErrorKind::Refused);
     let evidence = driver.off_evidence(&web).await.unwrap();
     assert!(!evidence.off && evidence.because.contains("running"), "{evidence:?}");
+    assert!(!driver.freeze(&web, Duration::from_secs(5)).await.unwrap(), "it has no agent");
+    driver.thaw(&web, Duration::from_secs(5)).await.unwrap();
     // No guest hears the button: it is asked, and is on after the time that it had.
     assert!(!driver.shutdown(&web, Duration::from_millis(300)).await.unwrap());
 
@@ -421,6 +423,8 @@ async fn the_driver_says_what_is_wrong_and_undefines_no_disk() {
     libvirt.virsh(&["snapshot-delete", "web", "before", "--metadata"]);
 
     let before = std::fs::read(&image).unwrap();
+    assert!(!driver.freeze(&web, Duration::from_secs(5)).await.unwrap(), "it does not run");
+    driver.thaw(&web, Duration::from_secs(5)).await.unwrap();
     driver.undefine(&web).await.unwrap();
     driver.undefine(&web).await.unwrap();
     assert_eq!(driver.state(&web).await.unwrap(), PowerState::Absent);

@@ -21,6 +21,12 @@ const AGENT: Duration = Duration::from_secs(20);
 /// What libvirt says where there is nothing to do.
 const NOT_RUNNING: &str = "domain is not running";
 
+/// There is no agent that could do it, or no guest.
+fn has_no_agent(error: &Error) -> bool {
+    let words = ["agent is not configured", "agent is not connected", NOT_RUNNING];
+    words.iter().any(|word| error.context().contains(word))
+}
+
 fn power(listed: Option<&Listed>) -> PowerState {
     match listed {
         None => PowerState::Absent,
@@ -97,6 +103,18 @@ impl LibvirtDriver {
             let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             arguments.split(|b| *b == 0).collect::<Vec<_>>().windows(2).any(|two| two == [b"-uuid", uuid.as_bytes()])
         })
+    }
+
+    /// Has the agent of a guest do what a verb of virsh's says.
+    async fn ask_agent(&self, vm: &Listed, verb: &str, limit: Duration) -> Result<()> {
+        let order = [verb, &vm.uuid];
+        match tokio::time::timeout(limit, self.virsh.ask(&order)).await {
+            Ok(done) => done.map(drop),
+            Err(_) => {
+                let why = format!("{verb} of VM {}: its agent has not answered within {} s", vm.name, limit.as_secs());
+                Err(Error::new(ErrorKind::Unreachable, why))
+            }
+        }
     }
 
     /// Asks a guest to shut down: its agent first, then its power button.
@@ -236,6 +254,22 @@ impl Hypervisor for LibvirtDriver {
 
     async fn state(&self, vm: &Name) -> Result<PowerState> {
         Ok(power(self.virsh.find(vm).await?.as_ref()))
+    }
+
+    async fn freeze(&self, vm: &Name, limit: Duration) -> Result<bool> {
+        let there = self.virsh.must_find(vm).await?;
+        match self.ask_agent(&there, "domfsfreeze", limit).await {
+            Err(error) if has_no_agent(&error) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
+    async fn thaw(&self, vm: &Name, limit: Duration) -> Result<()> {
+        let Some(there) = self.virsh.find(vm).await? else { return Ok(()) };
+        match self.ask_agent(&there, "domfsthaw", limit).await {
+            Err(error) if has_no_agent(&error) => Ok(()),
+            other => other,
+        }
     }
 
     async fn off_evidence(&self, vm: &Name) -> Result<OffEvidence> {
