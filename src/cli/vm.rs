@@ -51,11 +51,11 @@ struct Protect {
     #[command(flatten)]
     one: One,
     /// A disk of the VM: a raw image file or a block device on the appliance's host, and perhaps the size it must have.
-    /// Can be repeated
-    #[arg(long, value_name = "NAME=PATH[,size=SIZE]", required = true, value_parser = parse_disk)]
+    /// Can be repeated. Without any, the hypervisor tells which disks the VM has, and moves them while it runs
+    #[arg(long, value_name = "NAME=PATH[,size=SIZE]", value_parser = parse_disk)]
     disk: Vec<DiskSpec>,
     /// File with the VM's definition as its hypervisor writes it
-    #[arg(long, value_name = "FILE", requires = "definition_kind")]
+    #[arg(long, value_name = "FILE", requires = "definition_kind", requires = "disk")]
     definition: Option<std::path::PathBuf>,
     /// What that is written in, such as libvirt-xml
     #[arg(long, value_name = "KIND", requires = "definition")]

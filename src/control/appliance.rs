@@ -15,6 +15,7 @@ use super::hosting::Hosting;
 use super::looks::Looks;
 use super::quiesce::FreezeNotes;
 use super::settings::{HypervisorSettings, Settings};
+use super::socket_group;
 use super::stores::OpenStores;
 use super::turns::Turns;
 use super::world::SiteWorld;
@@ -22,7 +23,9 @@ use crate::cancel::Cancel;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
 use crate::failover::{Engine, EngineSettings, TaskId, World};
-use crate::hypervisor::{ExecDriver, Hypervisor, NoHypervisor, QemuDriver};
+use crate::hypervisor::{
+    DiskPlace, ExecDriver, GuestChange, GuestEvent, Hypervisor, LibvirtDriver, NoHypervisor, QemuDriver,
+};
 use crate::ids::{Name, Time};
 
 /// What the appliance itself does stands under this name in the events.
@@ -69,6 +72,10 @@ impl Appliance {
             opened.await.map_err(|e| Error::with_source(ErrorKind::Internal, "opening the catalog panicked", e))??;
         let stores = Arc::new(OpenStores::new(catalog.clone()));
         let (hosting, looks) = (Arc::<Hosting>::default(), Arc::<Looks>::default());
+        if let Some(group) = settings.protect.socket_group.as_deref().map(socket_group::number_of).transpose()? {
+            socket_group::admit(group, &settings.protect.socket_dir)?;
+            hosting.admit(group);
+        }
         let hypervisor = hypervisor(&settings)?;
         let world = Arc::new(SiteWorld::new(
             settings.clone(),
@@ -107,6 +114,7 @@ impl Appliance {
         let ended: Vec<TaskId> =
             appliance.engine.tasks().iter().filter(|task| task.state.is_terminal()).map(|task| task.id).collect();
         appliance.catalog.forget_tasks(ended, appliance.settings.tasks_kept).await?;
+        super::taking_in::go_on(Arc::clone(&appliance)).await;
         for (task, why) in &recovered.broken {
             let domain = appliance.engine.task(*task).ok().map(|task| task.domain.to_string());
             tracing::error!(%task, domain, "{why}");
@@ -154,6 +162,55 @@ impl Appliance {
             }
             let pause = tokio::time::sleep(self.settings.look_every);
             tokio::select! { () = pause => {} () = self.closing.cancelled() => {} }
+        }
+    }
+
+    /// Notices what becomes of protected VMs by other hands, until the appliance closes.
+    pub(crate) async fn keep_hearing(self: Arc<Appliance>) {
+        /// Changes that wait to be written down; more at once are not told of one by one.
+        const QUEUE: usize = 256;
+        let (send, mut changes) = tokio::sync::mpsc::channel(QUEUE);
+        let tell = move |change: GuestChange| {
+            if let Err(error) = send.try_send(change) {
+                tracing::warn!("a change of a VM is not written down: {error}");
+            }
+        };
+        let hypervisor = self.world.hypervisor_here();
+        let write = async {
+            while let Some(change) = changes.recv().await {
+                self.noticed(change).await;
+            }
+        };
+        tokio::select! { () = hypervisor.watch(&tell) => {} () = write => {} () = self.closing.cancelled() => {} }
+    }
+
+    async fn noticed(&self, change: GuestChange) {
+        let vm = change.vm.clone();
+        let domains = match self.catalog.call(move |db| catalog::domains_of(db, &vm)).await {
+            Ok(domains) => domains,
+            Err(error) => return tracing::error!(vm = %change.vm, "what became of it is not written down: {error}"),
+        };
+        for domain in domains {
+            let detail = format!("{}: {}", change.vm, change.detail);
+            self.note("hypervisor", change.event.words(), domain.as_str(), Ok(()), &detail).await;
+            if change.event == GuestEvent::Started {
+                self.check_started(&domain, &change.vm).await;
+            }
+        }
+    }
+
+    /// A guest that was started on other disks than those that are protected is told of.
+    async fn check_started(&self, domain: &Name, vm: &Name) {
+        let hypervisor = self.world.hypervisor_here();
+        let Some(guests) = hypervisor.guest_disks() else { return };
+        let Ok(Some(found)) = guests.look(vm).await else { return };
+        let exported = |disk: &&crate::hypervisor::FoundDisk| !matches!(disk.place, DiskPlace::Export { .. });
+        let off: Vec<&str> = found.disks.iter().filter(exported).map(|disk| disk.name.as_str()).collect();
+        if !off.is_empty() {
+            let detail =
+                format!("{vm}: runs on disks that are not served ({}): they are not protected", off.join(", "));
+            tracing::error!(%domain, "{detail}");
+            self.note("hypervisor", "guest unprotected", domain.as_str(), Err("refused"), &detail).await;
         }
     }
 
@@ -283,6 +340,7 @@ fn hypervisor(settings: &Settings) -> Result<Arc<dyn Hypervisor>> {
     Ok(match &settings.hypervisor {
         HypervisorSettings::Exec(exec) => Arc::new(ExecDriver::new(exec.clone())?),
         HypervisorSettings::Qemu(qemu) => Arc::new(QemuDriver::new(qemu.clone())?),
+        HypervisorSettings::Libvirt(libvirt) => Arc::new(LibvirtDriver::new(libvirt.clone())?),
         HypervisorSettings::None => Arc::new(NoHypervisor),
     })
 }

@@ -10,7 +10,7 @@
 //! because an image or the store is away.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{RwLock, oneshot, watch};
@@ -22,6 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::PointFlags;
 use crate::ids::{Name, SegmentNo};
 use crate::log_context;
+use crate::nbd::Listen;
 use crate::protect::{DiskStatus, Observer, ProtectReport, ProtectRequest, ProtectStatus, Protection, VmStatus};
 
 /// First pause after a start that failed, doubled up to [`MAX_PAUSE`].
@@ -52,6 +53,8 @@ pub(crate) struct Hosted {
     trouble: Mutex<Option<String>>,
     /// Where its disks are served.
     addresses: Mutex<Vec<String>>,
+    /// Group that may connect there, besides this process's user.
+    group: Option<u32>,
     ended: watch::Sender<Option<End>>,
 }
 
@@ -108,6 +111,19 @@ impl Hosted {
             Stage::Running(protection) => protection.add(vms).await,
             other => Err(Hosted::refuse(other)),
         }
+    }
+
+    /// Copies onto all disks of a VM have ended, see [`Protection::filled`].
+    pub(crate) async fn filled(&self, vm: &Name) {
+        self.request.filling.end(vm);
+        if let Stage::Running(protection) = &*self.stage.read().await {
+            protection.filled(vm);
+        }
+    }
+
+    /// Disks that guests are being copied onto.
+    pub(crate) fn filling(&self) -> &crate::protect::Filling {
+        &self.request.filling
     }
 
     /// Has a disk leave, see [`Protection::remove`].
@@ -186,6 +202,19 @@ impl Hosted {
         *lock(&self.trouble) = Some(error.to_string());
     }
 
+    /// Notes where it is served, and lets the group in that may connect there.
+    fn note_addresses(&self, protection: &Protection) -> Result<()> {
+        *lock(&self.addresses) = protection.addresses();
+        let sockets = self.request.listen.iter().filter_map(|listen| match listen {
+            Listen::Unix(path) if protection.is_serving() => Some(path),
+            _ => None,
+        });
+        match self.group {
+            Some(group) => sockets.into_iter().try_for_each(|socket| super::socket_group::admit(group, socket)),
+            None => Ok(()),
+        }
+    }
+
     /// Ends it, and waits for that. May be asked several times.
     pub(crate) async fn end(&self) -> Result<ProtectReport> {
         self.cancel.cancel();
@@ -261,11 +290,11 @@ impl Hosted {
         let site = stores.open(store).await?;
         let mut protection = Protection::open(site, self.request.clone()).await?;
         *self.stage.write().await = Stage::Claiming(Box::new(protection.observer()));
-        *lock(&self.addresses) = protection.addresses();
+        self.note_addresses(&protection)?;
         let claimed = protection.claim(&self.cancel, |error| self.trouble(error)).await;
         match claimed {
             Ok(()) => {
-                *lock(&self.addresses) = protection.addresses();
+                self.note_addresses(&protection)?;
                 Ok(protection)
             }
             Err(error) => {
@@ -283,9 +312,16 @@ impl Hosted {
 #[derive(Default)]
 pub(crate) struct Hosting {
     hosted: Mutex<BTreeMap<Name, Arc<Hosted>>>,
+    group: OnceLock<u32>,
 }
 
 impl Hosting {
+    /// Lets a group connect to all sockets that are opened from now on.
+    pub(crate) fn admit(&self, group: u32) {
+        // It is told once, before anything is served.
+        let _ = self.group.set(group);
+    }
+
     /// The protection of a domain.
     pub(crate) fn get(&self, domain: &Name) -> Option<Arc<Hosted>> {
         lock(&self.hosted).get(domain).cloned()
@@ -308,6 +344,7 @@ impl Hosting {
             cancel: Cancel::new(),
             trouble: Mutex::default(),
             addresses: Mutex::default(),
+            group: self.group.get().copied(),
             ended: watch::Sender::new(None),
         });
         all.insert(domain, Arc::clone(&hosted));

@@ -15,8 +15,10 @@
 //! | `appliance` | what the services share, and the rules of every act |
 //! | `stores`, `looks`, `hosting`, `view` | open stores; what was seen in them; protections that run; domains as they are shown |
 //! | `guests` | what is wrong with guests that run here |
+//! | `socket_group` | hypervisors of other users, let at their disks |
 //! | `answers` | what a site is told that asks for a domain of this one |
 //! | `quiesce` | points with guests' file systems frozen |
+//! | `taking_in` | VMs that the hypervisor runs already |
 //! | `world` | this site as the engine of failovers sees it |
 //! | `services` | the API's methods |
 //! | `metrics` | figures for Prometheus |
@@ -42,7 +44,9 @@ mod quiesce;
 mod serve;
 mod services;
 pub mod settings;
+mod socket_group;
 mod stores;
+mod taking_in;
 mod turns;
 mod view;
 mod world;

@@ -9,18 +9,23 @@
 mod exec;
 #[cfg(test)]
 mod exec_tests;
+mod follow;
+mod guest_disks;
+mod libvirt;
 mod none;
 mod qemu;
 mod spec;
 mod subprocess;
 
 pub use exec::{EXEC_VERSION, ExecDriver, ExecSettings, MAX_ANSWER};
+pub use guest_disks::{CopyProgress, DiskPlace, FoundDisk, FoundVm, GuestDisks};
+pub use libvirt::{LIBVIRT_XML, LibvirtDriver, LibvirtSettings};
 pub use none::NoHypervisor;
 pub use qemu::{
     AccelChoice, Console, Forward, Machine, NetworkKind, OnReboot, QEMU_DEFINITION, QemuDefinition, QemuDriver,
     QemuNetwork, QemuSettings,
 };
-pub use spec::{DiskSpec, NicSpec, OffEvidence, PowerState, VmEntry, VmSpec};
+pub use spec::{DiskSpec, GuestChange, GuestEvent, NicSpec, OffEvidence, PowerState, VmEntry, VmSpec};
 pub use subprocess::{COMMAND_PATH, CommandEnd, RunCommand};
 
 use std::time::Duration;
@@ -35,6 +40,17 @@ use crate::ids::Name;
 pub trait Hypervisor: Send + Sync {
     /// What it is, for messages.
     fn describe(&self) -> String;
+
+    /// Moves disks of VMs that it runs already, where it can.
+    fn guest_disks(&self) -> Option<&dyn GuestDisks> {
+        None
+    }
+
+    /// Tells of VMs that were started, stopped or halted by whatever hand, for as long as this is waited for. A driver
+    /// that cannot tell never does.
+    async fn watch(&self, _tell: &(dyn Fn(GuestChange) + Send + Sync)) {
+        std::future::pending().await
+    }
 
     /// The VMs that it knows.
     ///

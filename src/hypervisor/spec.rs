@@ -94,3 +94,42 @@ pub struct OffEvidence {
     /// Why that is believed, or why not.
     pub because: String,
 }
+
+/// What happened to a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GuestEvent {
+    /// It was started.
+    Started,
+    /// It is off.
+    Stopped,
+    /// It crashed.
+    Crashed,
+    /// An error of a disk halted it.
+    Halted,
+    /// It goes on after it was halted or paused.
+    Resumed,
+}
+
+impl GuestEvent {
+    /// The words for it in events.
+    pub fn words(self) -> &'static str {
+        match self {
+            GuestEvent::Started => "guest started",
+            GuestEvent::Stopped => "guest stopped",
+            GuestEvent::Crashed => "guest crashed",
+            GuestEvent::Halted => "guest halted",
+            GuestEvent::Resumed => "guest resumed",
+        }
+    }
+}
+
+/// Something that happened to a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestChange {
+    /// Which.
+    pub vm: Name,
+    /// What.
+    pub event: GuestEvent,
+    /// In the hypervisor's words.
+    pub detail: String,
+}

@@ -14,13 +14,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::OnceCell;
 
+use super::filling::Filling;
 use super::health::Health;
 use super::recorder::{Recorder, Taken, Written};
 use super::unwatched;
 use super::valve::Valve;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::IndexDisk;
-use crate::ids::SegmentNo;
+use crate::ids::{Name, SegmentNo};
 use crate::intent::{Intent, RangeLock, WriteMark};
 use crate::nbd::{Answer, BackingDisk, BlockStatus, Errno, Export, ExportError, ExportInfo, Payload, Share, ZeroMode};
 
@@ -73,6 +74,8 @@ pub(crate) struct ProtectedDisk {
     doubt: AtomicU64,
     /// Some point covered its VM, before this run or in it.
     synced_once: AtomicBool,
+    /// Tells whether its guest is being copied onto it: what it holds then is no moment of the guest.
+    filling: OnceLock<(Filling, Name, Name)>,
     sync_error: Mutex<Option<String>>,
     /// It is noted on the image that its bitmap cannot be written.
     unwatched: OnceCell<()>,
@@ -104,6 +107,7 @@ impl ProtectedDisk {
             last_request: AtomicU64::new(0),
             doubt: AtomicU64::new(0),
             synced_once: AtomicBool::new(false),
+            filling: OnceLock::new(),
             sync_error: Mutex::new(None),
             unwatched: OnceCell::new(),
             traffic: Traffic::default(),
@@ -137,9 +141,19 @@ impl ProtectedDisk {
         &self.backing
     }
 
-    /// Whether the chain has all of it that was acknowledged.
+    /// The list that says whether its guest is being copied onto it, with its names there.
+    pub(crate) fn watch_filling(&self, list: &Filling, vm: &Name, disk: &Name) {
+        // Once, before it is served.
+        let _ = self.filling.set((list.clone(), vm.clone(), disk.clone()));
+    }
+
+    fn is_filling(&self) -> bool {
+        self.filling.get().is_some_and(|(list, vm, disk)| list.has(vm, disk))
+    }
+
+    /// Whether the chain has all of it that was acknowledged, and that is of its guest.
     pub(crate) fn is_synced(&self) -> bool {
-        let synced = self.intent.next_unsynced(0).is_none();
+        let synced = !self.is_filling() && self.intent.next_unsynced(0).is_none();
         if synced {
             self.note_synced();
         }

@@ -34,6 +34,7 @@ mod clearer;
 mod control;
 mod coverage;
 mod disk;
+mod filling;
 mod founding;
 mod hand_over;
 mod health;
@@ -62,6 +63,7 @@ pub use control::{
     control_path,
 };
 pub use disk::FencedPolicy;
+pub use filling::Filling;
 pub use hand_over::{HandOverOptions, HandedOver};
 pub(crate) use memory::SiteMemory;
 pub use observer::Observer;

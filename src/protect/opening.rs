@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::clearer::QUIET_ROUNDS;
 use super::disk::{FencedPolicy, ProtectedDisk};
+use super::filling::Filling;
 use super::health::Health;
 use super::memory::SiteMemory;
 use super::protection::export_name;
@@ -60,6 +61,7 @@ pub(crate) struct Opener {
     share: Arc<Share>,
     health: Arc<Health>,
     policy: FencedPolicy,
+    filling: Filling,
     images: BTreeMap<(Name, Name), Arc<BackingDisk>>,
 }
 
@@ -71,8 +73,8 @@ impl Opener {
         let share = buffers.share().ok_or_else(|| Error::new(ErrorKind::Internal, "no buffers for reading back"))?;
         let engine = start_engine(request.engine, request.cache, &buffers)?;
         let images = BTreeMap::new();
-        let share = Arc::new(share);
-        Ok(Opener { cache: request.cache, engine, buffers, share, health, policy: request.fenced, images })
+        let (share, filling) = (Arc::new(share), request.filling.clone());
+        Ok(Opener { cache: request.cache, engine, buffers, share, health, policy: request.fenced, filling, images })
     }
 
     /// Engine of all images.
@@ -183,8 +185,9 @@ impl Opener {
                 let image = backing.image().path().to_owned();
                 let unwatched = unwatched::is_noted(&image)?;
                 let changed = (self.was_changed(memory, &backing, &index)? && !proved) || unwatched;
-                let health = Arc::clone(&self.health);
+                let (health, name) = (Arc::clone(&self.health), &disk.name);
                 let disk = ProtectedDisk::new(export.clone(), index, backing, intent, share, health, self.policy);
+                disk.watch_filling(&self.filling, &vm.name, name);
                 if let Some(why) = doubts.doubted.get(&info.id) {
                     memory.notes.push(format!("all of {export} is compared: {why}"));
                     disk.doubt_all().await?;

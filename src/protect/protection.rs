@@ -401,6 +401,14 @@ impl Protection {
         Ok(())
     }
 
+    /// The copies onto all disks of a VM have ended: the next point covers it, and is cut now.
+    pub fn filled(&self, vm: &Name) {
+        self.request.filling.end(vm);
+        if let Some(pipeline) = &self.pipeline {
+            pipeline.recorder.cut_now();
+        }
+    }
+
     /// Protects a disk no longer; a VM without disks leaves the domain. Its recovered copies stay where they are.
     ///
     /// # Errors

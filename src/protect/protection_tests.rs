@@ -7,12 +7,17 @@ use super::*;
 use crate::capture::DiskSource;
 use crate::map::PointMap;
 use crate::nbd::Listen;
+use crate::protect::Filling;
 use crate::protect::recorder::{Taken, Written};
 use crate::store::StoreOptions;
 
 const SIZE: u64 = 4 << 20;
 
 async fn protect(dir: &Path) -> Protection {
+    protect_with(dir, Filling::default()).await
+}
+
+async fn protect_with(dir: &Path, filling: Filling) -> Protection {
     for sub in ["site", "state"] {
         std::fs::create_dir(dir.join(sub)).unwrap();
     }
@@ -28,6 +33,7 @@ async fn protect(dir: &Path) -> Protection {
         connections: 4,
         log_size: 64 << 20,
         segment_age: Duration::from_millis(20),
+        filling,
         ..ProtectRequest::new(name("domain"), name("here"), vms, listen, dir.join("state"))
     };
     let mut protection = Protection::open(site, request).await.unwrap();
@@ -41,6 +47,26 @@ async fn until(mut is: impl FnMut() -> bool) {
         assert!(began.elapsed() < Duration::from_secs(30), "it never came");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// What a guest is being copied onto is no moment of it, though all that was written is captured.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_point_covers_a_disk_that_is_being_filled() {
+    let dir = tempfile::tempdir().unwrap();
+    let (filling, vm) = (Filling::default(), Name::new("vm").unwrap());
+    filling.begin(&vm, &Name::new("disk").unwrap());
+    let protection = protect_with(dir.path(), filling).await;
+    let disk = Arc::clone(&protection.members.disks()[0]);
+    until(|| disk.intent().next_unsynced(0).is_none()).await;
+    protection.cut_point(Duration::from_secs(30)).await.unwrap();
+    let status = protection.status().await;
+    assert_eq!((status.vms[0].status.as_str(), status.vms[0].point), ("Initial Sync", None), "{status:?}");
+    protection.filled(&vm);
+    protection.cut_point(Duration::from_secs(30)).await.unwrap();
+    let status = protection.status().await;
+    assert!(status.vms[0].status == "Recoverable" && status.vms[0].point.is_some(), "{status:?}");
+    drop(disk);
+    assert!(protection.stop().await.unwrap().all_shipped);
 }
 
 /// A guest's write holds its range from its local write until it is captured. Resync that read the block before, and

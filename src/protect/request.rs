@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::batch::MAX_SPANS;
 use super::disk::FencedPolicy;
+use super::filling::Filling;
 use crate::capture::{DEFAULT_LEVEL, DEFAULT_MANIFEST_EVERY, VmSource};
 use crate::clock::{Clock, SystemClock};
 use crate::datastore::EngineKind;
@@ -90,6 +91,8 @@ pub struct ProtectRequest {
     pub open_unclaimed: bool,
     /// Accept an image that is smaller than it was at the last point.
     pub allow_shrink: bool,
+    /// Disks that running guests are being copied onto.
+    pub filling: Filling,
     /// Disk engine.
     pub engine: EngineKind,
     /// Where the times of points come from. It may jump: points stay in order.
@@ -123,6 +126,7 @@ impl ProtectRequest {
             origin: Origin::default(),
             open_unclaimed: false,
             allow_shrink: false,
+            filling: Filling::default(),
             engine: EngineKind::Auto,
             clock: Arc::new(SystemClock),
         }

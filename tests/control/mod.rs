@@ -10,6 +10,7 @@ mod failovers;
 mod figures;
 mod flow;
 mod hostile;
+mod libvirt;
 mod outsider;
 mod qemu;
 mod quiesce;

@@ -27,14 +27,29 @@ impl Kernel {
         GuestKernel::find(&dirs).map(Kernel).map_err(|e| e.to_string())
     }
 
+    /// The kernel, for programs that load it themselves.
+    pub(crate) fn image(&self) -> &Path {
+        self.0.image()
+    }
+
     /// Writes an initramfs that loads the modules of a virtio disk and then runs `script`.
     pub(crate) fn pack(&self, script: &str, into: &Path) {
+        self.pack_with(&[], script, into);
+    }
+
+    /// The same for a guest that hears its power button, as events at `/dev/input/event0`.
+    pub(crate) fn pack_with_button(&self, script: &str, into: &Path) {
+        self.pack_with(&["drivers/acpi/button", "drivers/input/evdev"], script, into);
+    }
+
+    fn pack_with(&self, more: &[&str], script: &str, into: &Path) {
         let init = format!(
             "#!/bin/busybox sh\n/bin/busybox --install -s /bin\nexport PATH=/bin\n\
              mount -t proc proc /proc\nmount -t devtmpfs dev /dev\n\
              for module in /modules/*; do insmod $module || echo failed: $module; done\n{script}"
         );
-        std::fs::write(into, self.0.initramfs(&GUEST_MODULES[..DISK_MODULES], init.as_bytes()).unwrap()).unwrap();
+        let modules: Vec<&str> = GUEST_MODULES[..DISK_MODULES].iter().chain(more).copied().collect();
+        std::fs::write(into, self.0.initramfs(&modules, init.as_bytes()).unwrap()).unwrap();
     }
 
     /// QEMU with this kernel, its serial console at standard output, and an export of a server at `socket` as its disk,

@@ -12,6 +12,7 @@ pub(crate) mod appliance;
 pub(crate) mod contract;
 pub(crate) mod guest;
 pub(crate) mod kills;
+pub(crate) mod libvirt;
 pub(crate) mod mounts;
 pub(crate) mod naive_s3;
 pub(crate) mod namespaces;

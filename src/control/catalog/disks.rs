@@ -73,6 +73,15 @@ pub(crate) fn protected_domains(db: &Connection) -> Result<Vec<Name>> {
     rows.iter().map(|text| name(text)).collect()
 }
 
+/// Domains of which a VM of this name is protected here.
+pub(crate) fn domains_of(db: &Connection, vm: &Name) -> Result<Vec<Name>> {
+    let failed = |e| failed("read whose VM it is", e);
+    let mut statement = db.prepare_cached("SELECT domain FROM vm WHERE name = ?1 ORDER BY domain").map_err(failed)?;
+    let rows: Vec<String> =
+        statement.query_map([vm.as_str()], |row| row.get(0)).and_then(Iterator::collect).map_err(failed)?;
+    rows.iter().map(|text| name(text)).collect()
+}
+
 /// Writes VMs, or further disks of VMs that are there.
 pub(crate) fn protect(db: &Connection, domain: &Name, vm: &VmSource) -> Result<()> {
     let failed = |e| failed("write a protected VM", e);

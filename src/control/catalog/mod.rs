@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `schema` | tables, versions, the refusal of newer ones |
 //! | `stores`, `domains`, `disks`, `runbooks` | records by those names |
+//! | `moving` | VMs whose disks are being moved |
 //! | `journal` | what happened to tasks |
 //! | `inspect` | looking at the file without an appliance |
 //! | `events` | who did what, when, and how it ended |
@@ -21,6 +22,7 @@ mod domains;
 mod events;
 mod inspect;
 mod journal;
+mod moving;
 mod recoveries;
 mod runbooks;
 mod schema;
@@ -36,11 +38,12 @@ use crate::datastore::DirLock;
 use crate::error::{Error, ErrorKind, IoResultExt, Result, ResultExt};
 use crate::ids::{Name, Time};
 
-pub(crate) use disks::{protect, protected, protected_domains, unprotect, unprotect_disk};
+pub(crate) use disks::{domains_of, protect, protected, protected_domains, unprotect, unprotect_disk};
 pub(crate) use domains::{DomainRecord, Origin};
 pub(crate) use events::cut;
 pub(crate) use events::{EventPage, EventRecord};
 pub use inspect::inspect_catalog;
+pub(crate) use moving::Moving;
 pub(crate) use recoveries::{Recovery, park, parked, unpark};
 pub(crate) use runbooks::{RunbookKind, RunbookRecord};
 pub(crate) use stores::StoreRecord;

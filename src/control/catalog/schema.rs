@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) const APPLICATION: i64 = 0x4652_5348;
 
 /// What leads from version n to n + 1. Reasons stand beside each.
-const STEPS: [&str; 3] = [
+const STEPS: [&str; 4] = [
     // 1: the first.
     "CREATE TABLE site (one INTEGER PRIMARY KEY CHECK (one = 1), name TEXT NOT NULL, catalog TEXT NOT NULL,
         created INTEGER NOT NULL) STRICT;
@@ -39,6 +39,9 @@ const STEPS: [&str; 3] = [
         segment INTEGER NOT NULL) STRICT;",
     // 3: tasks that were given up, since their journal cannot be read.
     "CREATE TABLE abandoned (task TEXT PRIMARY KEY, at INTEGER NOT NULL, actor TEXT NOT NULL, why TEXT NOT NULL) STRICT;",
+    // 4: VMs whose disks are being moved.
+    "CREATE TABLE moving (domain TEXT NOT NULL, vm TEXT NOT NULL, fills INTEGER NOT NULL CHECK (fills IN (0, 1)),
+        PRIMARY KEY (domain, vm), FOREIGN KEY (domain, vm) REFERENCES vm (domain, name) ON DELETE CASCADE) STRICT;",
 ];
 
 /// The version that this program writes.

@@ -245,3 +245,28 @@ async fn an_entry_that_cannot_be_read_is_told_in_its_place_and_hides_no_other_ta
     let kept = catalog.load().unwrap();
     assert!(kept.entries.is_empty() && kept.abandoned.is_empty());
 }
+
+#[test]
+fn a_vm_that_is_moved_is_known_until_that_is_done_or_it_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = open(dir.path()).unwrap();
+    let moving = |fills| Moving { vm: n("web"), fills };
+    catalog
+        .call_blocking(|db| {
+            store("s").put(db).and_then(|()| domain("d").insert(db))?;
+            assert!(moving(true).begin(db, &n("d")).is_err(), "the VM must be there");
+            disks::protect(db, &n("d"), &vm())?;
+            assert_eq!(disks::domains_of(db, &n("web"))?, [n("d")]);
+            moving(true).begin(db, &n("d"))?;
+            moving(false).begin(db, &n("d"))?;
+            assert_eq!((Moving::of(db, &n("d"))?, Moving::domains(db)?), (vec![moving(false)], vec![n("d")]));
+            Moving::end(db, &n("d"), &n("web"))?;
+            Moving::end(db, &n("d"), &n("web"))?;
+            assert_eq!(Moving::of(db, &n("d"))?, []);
+            moving(true).begin(db, &n("d"))?;
+            disks::unprotect(db, &n("d"), &n("web"))?;
+            assert_eq!((Moving::of(db, &n("d"))?, disks::domains_of(db, &n("web"))?), (vec![], vec![]));
+            Ok(())
+        })
+        .unwrap();
+}

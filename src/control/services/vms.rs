@@ -10,15 +10,17 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::{Services, caller, fields};
-use crate::capture::{DiskSource, VmSource};
+use crate::capture::{DiskSource, VmDefinition, VmSource};
 use crate::control::access::Caller;
 use crate::control::appliance::Appliance;
-use crate::control::catalog::{self, DomainRecord};
+use crate::control::catalog::{self, DomainRecord, Moving};
 use crate::control::fault::{Done, Fault};
 use crate::control::proto::vm_service_server::VmService;
 use crate::control::proto::*;
 use crate::control::settings::Role;
+use crate::control::taking_in::TakingIn;
 use crate::error::{Error, ErrorKind};
+use crate::hypervisor::FoundVm;
 use crate::ids::Name;
 
 #[tonic::async_trait]
@@ -121,7 +123,10 @@ fn inside(allowed: &[PathBuf], path: &Path, who: &str) -> Result<(), Error> {
 }
 
 async fn protect(app: &Arc<Appliance>, caller: &Caller, asked: &ProtectVmRequest) -> Done<Vm> {
-    let (domain, vm) = (fields::name("domain", &asked.domain)?, fields::vm(asked)?);
+    if asked.disks.is_empty() {
+        return protect_found(app, caller, asked).await;
+    }
+    let (domain, mut vm) = (fields::name("domain", &asked.domain)?, fields::vm(asked)?);
     let _turn = app.turns.take(&domain, &format!("{} protects {}", caller.name, vm.name)).await?;
     app.must_have_no_task(&domain)?;
     let record = app.domain(&domain).await?;
@@ -134,9 +139,49 @@ async fn protect(app: &Arc<Appliance>, caller: &Caller, asked: &ProtectVmRequest
         let why = format!("VM {} is protected with other disks: {}", vm.name, disks.collect::<Vec<_>>().join(", "));
         return Err(Fault::refused(format!("{why}; add or remove disks")));
     }
+    if vm.definition.is_none()
+        && let Some(found) = TakingIn::new(app, &record, &vm.name).look().await?
+    {
+        let FoundVm { definition_kind: kind, definition: text, shape, .. } = found;
+        vm.definition = Some(VmDefinition { kind, text, shape });
+    }
     join(app, &record, vm.clone()).await?;
     app.learn_identity(&record).await?;
     Ok(app.view_vm(&record, &vm.name).await)
+}
+
+/// The hypervisor tells which disks the VM has, and moves them.
+async fn protect_found(app: &Arc<Appliance>, caller: &Caller, asked: &ProtectVmRequest) -> Done<Vm> {
+    let (domain, vm) = (fields::name("domain", &asked.domain)?, fields::name("vm", &asked.vm)?);
+    if asked.definition.is_some() {
+        return Err(Fault::field("definition", "goes with disks: without them the hypervisor tells both"));
+    }
+    let _turn = app.turns.take(&domain, &format!("{} protects {vm}", caller.name)).await?;
+    app.must_have_no_task(&domain)?;
+    let record = app.domain(&domain).await?;
+    let taking = TakingIn::new(app, &record, &vm);
+    if let Some(there) = known(app, &domain).await?.into_iter().find(|there| there.name == vm) {
+        let which = domain.clone();
+        let moving = app.catalog.call(move |db| Moving::of(db, &which)).await?;
+        if moving.iter().any(|moving| moving.vm == vm) {
+            taking.finish(&there).await?;
+        }
+        return Ok(app.view_vm(&record, &vm).await);
+    }
+    let hypervisor = app.world.hypervisor_here();
+    if hypervisor.guest_disks().is_none() {
+        let why = format!("must be there: {} cannot tell which disks a VM has", hypervisor.describe());
+        return Err(Fault::field("disks", why));
+    }
+    let found = taking.look().await?;
+    let missing = || Error::new(ErrorKind::NotFound, format!("{} has no VM {vm}", hypervisor.describe()));
+    let found = found.ok_or_else(missing)?;
+    for note in &found.notes {
+        tracing::warn!(%domain, %vm, "{note}");
+    }
+    taking.protect(&found).await?;
+    app.learn_identity(&record).await?;
+    Ok(app.view_vm(&record, &vm).await)
 }
 
 /// Has a VM, or further disks of one, join: the protection that runs, or a new one.
@@ -180,6 +225,8 @@ async fn unprotect(app: &Arc<Appliance>, by: &str, asked: &UnprotectVmRequest) -
         return Err(missing(&domain, &format!("VM {vm}")));
     };
     let rest: Vec<VmSource> = known.iter().filter(|one| one.name != vm).cloned().collect();
+    let taking = TakingIn::new(app, &record, &vm);
+    let moved = taking.move_back(found).await?;
     let mut answer = UnprotectVmResponse { all_shipped: true, notes: Vec::new() };
     let hosted = app.hosting.get(&domain);
     let runs = match &hosted {
@@ -203,11 +250,14 @@ async fn unprotect(app: &Arc<Appliance>, by: &str, asked: &UnprotectVmRequest) -
             Err(error) => answer.notes.push(error.to_string()),
         }
     }
+    answer.notes.extend(moved);
+    taking.detach(found).await?;
     let (which, gone) = (domain.clone(), vm.clone());
     app.catalog.call(move |db| catalog::unprotect(db, &which, &gone)).await?;
     if hosted.is_some() && !runs && !rest.is_empty() {
         // Perhaps it was this VM that kept the others from starting.
-        app.hosting.restart(&app.stores, &record.store, app.settings.protect_request(domain, rest))?;
+        let request = app.world.protect_request(&domain).await?;
+        app.hosting.restart(&app.stores, &record.store, request)?;
     }
     Ok(answer)
 }

@@ -4,13 +4,15 @@ use super::table::{Kind, SETTINGS, Setting};
 use crate::quantity::{show_size, show_time_span};
 
 /// Values shown for what has no default.
-const SHOWN: [(&str, &str); 10] = [
+const SHOWN: [(&str, &str); 12] = [
     ("listen.tcp", "\"192.0.2.1:7443\""),
     ("listen.metrics", "\"127.0.0.1:9464\""),
     ("tls.certificate", "\"/etc/freshet/server.pem\""),
     ("tls.key", "\"/etc/freshet/server.key\""),
     ("tls.client_ca", "\"/etc/freshet/clients.pem\""),
+    ("protect.socket_group", "\"kvm\""),
     ("protect.log_store", "\"/var/lib/freshet/domains\""),
+    ("protect.new_images", "\"/var/lib/freshet/images\""),
     ("protect.sync_rate", "\"100MiB\""),
     ("hypervisor.kind", "\"exec\""),
     ("qemu.dir", "\"/var/lib/freshet/qemu\""),

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::read::Values;
-use crate::hypervisor::{AccelChoice, Console, ExecSettings, QemuSettings};
+use crate::hypervisor::{AccelChoice, Console, ExecSettings, LibvirtSettings, QemuSettings};
 
 /// What runs guests at this site.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub enum HypervisorSettings {
     Exec(ExecSettings),
     /// QEMU, which this program starts.
     Qemu(QemuSettings),
+    /// A libvirt.
+    Libvirt(LibvirtSettings),
 }
 
 impl HypervisorSettings {
@@ -27,6 +29,11 @@ impl HypervisorSettings {
                 poll_millis: u64::try_from(values.time("hypervisor.poll").as_millis()).unwrap_or(u64::MAX),
             }),
             ("qemu", _) => HypervisorSettings::Qemu(qemu(values, state)),
+            ("libvirt", _) => HypervisorSettings::Libvirt(LibvirtSettings {
+                uri: values.text("hypervisor.uri").unwrap_or_default().to_owned(),
+                limit: values.time("hypervisor.limit"),
+                poll: values.time("hypervisor.poll"),
+            }),
             _ => HypervisorSettings::None,
         }
     }
@@ -70,8 +77,6 @@ pub(super) fn contradictions(values: &Values, problems: &mut Vec<String>) {
         (kind, Some(_)) if kind != "exec" => {
             problems.push(format!("hypervisor.command: is there, and hypervisor.kind is {kind}: it is for exec"));
         }
-        ("libvirt", None) => problems
-            .push("hypervisor.kind: this version has no driver for libvirt yet; exec drives any platform".to_owned()),
         _ => {}
     }
     if kind != "qemu" && !values.networks.is_empty() {

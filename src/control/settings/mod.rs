@@ -85,8 +85,12 @@ pub struct ProtectSettings {
     pub image_dirs: Vec<PathBuf>,
     /// Directory of the sockets.
     pub socket_dir: PathBuf,
+    /// Group that may connect to the sockets, besides the appliance's own user.
+    pub socket_group: Option<String>,
     /// Directory of logs and bitmaps.
     pub log_store: PathBuf,
+    /// Directory of images that are made for VMs that the hypervisor runs already.
+    pub new_images: PathBuf,
     /// Bytes for each domain.
     pub memory: u64,
     /// Bytes of each domain's log.
@@ -234,7 +238,9 @@ impl Settings {
             protect: ProtectSettings {
                 image_dirs: values.paths("protect.image_dirs"),
                 socket_dir: values.path("protect.socket_dir")?,
+                socket_group: values.text("protect.socket_group").map(str::to_owned),
                 log_store: values.path("protect.log_store").unwrap_or_else(|| state.join("domains")),
+                new_images: values.path("protect.new_images").unwrap_or_else(|| state.join("images")),
                 memory: number("protect.memory"),
                 log_size: number("protect.log_size"),
                 cache: match values.text("protect.cache") {
@@ -293,6 +299,17 @@ impl Settings {
             level: p.level,
             ..ProtectRequest::new(domain, self.site.clone(), vms, listen, p.log_store.clone())
         }
+    }
+
+    /// Where the image of a disk is made that cannot be served as it is: the first name that is free.
+    pub(crate) fn new_image(&self, domain: &Name, vm: &Name, disk: &Name) -> PathBuf {
+        /// More are nobody's doing but a mistake's, and are told as a file that is there.
+        const MOST: u32 = 1000;
+        let dir = self.protect.new_images.join(domain.key()).join(vm.key());
+        let path =
+            |n: u32| dir.join(if n < 2 { format!("{}.img", disk.key()) } else { format!("{}-{n}.img", disk.key()) });
+        let free = (1..MOST).map(path).find(|path| !path.exists());
+        free.unwrap_or_else(|| path(MOST))
     }
 
     /// Where the disks of `domain` are served. A name that is too long for an address gives way to its digest.

@@ -153,10 +153,24 @@ pub const SETTINGS: &[Setting] = &[
         "Directory of the sockets at which disks are served, one for each domain; made where it is missing",
     ),
     setting(
+        "protect.socket_group",
+        Kind::Name,
+        "",
+        "Group in `/etc/group`, or its number, that may connect to the sockets: that of a hypervisor which runs under a user \
+         of its own, such as `kvm`",
+    ),
+    setting(
         "protect.log_store",
         Kind::Path,
         "",
         "Directory of replication logs and write-intent bitmaps; `domains` in the state directory where absent",
+    ),
+    setting(
+        "protect.new_images",
+        Kind::Path,
+        "",
+        "Directory of raw images that are made for VMs which the hypervisor runs already; `images` in the state directory \
+         where absent",
     ),
     setting(
         "protect.memory",
@@ -233,6 +247,7 @@ pub const SETTINGS: &[Setting] = &[
         "What runs guests here, see `docs/failover.md`; where absent, `exec` if there is a `hypervisor.command`, and else \
          `none`: no failover can be started here then",
     ),
+    setting("hypervisor.uri", Kind::Name, "qemu:///system", "URI of libvirt, for `libvirt`"),
     setting("hypervisor.command", Kind::Path, "", "Program that drives the hypervisor, for `exec`"),
     setting(
         "hypervisor.limit",

@@ -110,8 +110,9 @@ fn the_hypervisor_is_what_is_named_and_a_command_names_one() {
     let told = |text: &str| read(text).unwrap_err().to_string();
     assert!(told("kind = \"exec\"").contains("hypervisor.command: must be there"));
     assert!(told("kind = \"none\"\ncommand = \"/x\"").contains("hypervisor.kind is none"));
+    let HypervisorSettings::Libvirt(libvirt) = read("kind = \"libvirt\"").unwrap().hypervisor else { panic!() };
+    assert_eq!(libvirt.uri, "qemu:///system");
     assert!(told("kind = \"xen\"").contains("must be one of none, exec, qemu, libvirt"));
-    assert!(told("kind = \"libvirt\"").contains("no driver for libvirt yet"));
     let network = "[[network]]\nname = \"lan\"\n";
     assert!(told(network).contains("networks are those of qemu"));
     let HypervisorSettings::Qemu(qemu) = read(&format!("kind = \"qemu\"\n{network}")).unwrap().hypervisor else {

@@ -135,7 +135,13 @@ impl SiteWorld {
             Some(recovery) => Origin::Rehydrated { datastore: recovery.plan.failover.datastore },
             None => Origin::Site,
         };
-        Ok(ProtectRequest { origin, ..self.settings.protect_request(domain.clone(), vms) })
+        let which = domain.clone();
+        let moving = self.catalog.call(move |db| catalog::Moving::of(db, &which)).await?;
+        let filling = crate::protect::Filling::default();
+        for vm in vms.iter().filter(|vm| moving.iter().any(|moving| moving.fills && moving.vm == vm.name)) {
+            vm.disks.iter().for_each(|disk| filling.begin(&vm.name, &disk.name));
+        }
+        Ok(ProtectRequest { origin, filling, ..self.settings.protect_request(domain.clone(), vms) })
     }
 
     pub(super) async fn begin_protecting(

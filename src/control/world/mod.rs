@@ -71,6 +71,11 @@ impl SiteWorld {
         SiteWorld { known, settings, catalog, stores, hosting, looks, followers, hypervisor, views }
     }
 
+    /// What runs guests here.
+    pub(crate) fn hypervisor_here(&self) -> Arc<dyn Hypervisor> {
+        Arc::clone(&self.hypervisor)
+    }
+
     /// What the catalog knows of disks here.
     pub(crate) fn known(&self) -> &Known {
         &self.known

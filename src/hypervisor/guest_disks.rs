@@ -1,0 +1,113 @@
+//! Disks of VMs that a hypervisor runs already: looked at, moved onto Freshet's exports, and back.
+//!
+//! A driver that can do this offers it by [`Hypervisor::guest_disks`](super::Hypervisor::guest_disks). Every call may be
+//! made again after it failed or was cut off in the middle: it looks at what is so, and does what is missing.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+
+use super::DiskSpec;
+use crate::error::Result;
+use crate::format::VmShape;
+use crate::ids::Name;
+
+/// Where a disk of a VM has its bytes now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskPlace {
+    /// A raw image file or a block device, which can be served as it is.
+    Raw(PathBuf),
+    /// An image file in another format, which must be copied to be served.
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// Its format, such as `qcow2`.
+        format: String,
+    },
+    /// An NBD export.
+    Export {
+        /// Its name.
+        name: String,
+        /// Its Unix socket, where it has one.
+        socket: Option<PathBuf>,
+    },
+}
+
+/// A disk of a VM that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundDisk {
+    /// Its name in the VM.
+    pub name: Name,
+    /// Where its bytes are.
+    pub place: DiskPlace,
+    /// Bytes that the guest sees.
+    pub size: u64,
+}
+
+/// A VM that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundVm {
+    /// It runs.
+    pub running: bool,
+    /// What the definition is written in.
+    pub definition_kind: String,
+    /// The definition that its next start takes.
+    pub definition: String,
+    /// The normal form.
+    pub shape: VmShape,
+    /// Its disks, in order.
+    pub disks: Vec<FoundDisk>,
+    /// What does not follow it to another site.
+    pub notes: Vec<String>,
+}
+
+/// Told of bytes that are copied, of all that are to be.
+pub type CopyProgress<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
+
+/// See the module.
+#[async_trait]
+pub trait GuestDisks: Send + Sync {
+    /// The VM of this name; `None` where there is none.
+    ///
+    /// # Errors
+    /// `Refused` with all the reasons why it cannot be recovered elsewhere; `Unreachable`.
+    async fn look(&self, vm: &Name) -> Result<Option<FoundVm>>;
+
+    /// Has a VM that is off use exports from its next start on. No byte is read or written.
+    ///
+    /// # Errors
+    /// `Refused` where it runs; `NotFound`; `Unreachable`.
+    async fn attach(&self, vm: &Name, disks: &[DiskSpec]) -> Result<()>;
+
+    /// Copies the disks of a running VM onto exports and has it use those, now and from its next start on. After an
+    /// error the VM uses its old disks, unless some of them had moved before: those stay moved, and the error says so.
+    ///
+    /// # Errors
+    /// `Refused` where it does not run; `NotFound`; `Unreachable`; `Io` where a copy fails.
+    async fn move_onto(&self, vm: &Name, disks: &[DiskSpec], progress: CopyProgress<'_>) -> Result<()>;
+
+    /// Ends copies that a process before this one began and did not finish. The VM uses its old disks.
+    ///
+    /// # Errors
+    /// `Unreachable`.
+    async fn abandon_moves(&self, vm: &Name) -> Result<()>;
+
+    /// Has a VM that is off use raw images, each the one behind the export that it has, from its next start on.
+    ///
+    /// # Errors
+    /// As [`attach`](GuestDisks::attach).
+    async fn detach(&self, vm: &Name, images: &[(DiskSpec, PathBuf)]) -> Result<()>;
+
+    /// Copies the disks of a running VM from exports onto the images that it had in `definition`, or else onto new ones
+    /// at the paths that are given, and has it use those. Answers with where each is.
+    ///
+    /// # Errors
+    /// As [`move_onto`](GuestDisks::move_onto); `Refused` where the image is the one that is served.
+    async fn move_back(
+        &self,
+        vm: &Name,
+        definition: &str,
+        images: &[(DiskSpec, PathBuf)],
+        progress: CopyProgress<'_>,
+    ) -> Result<Vec<(Name, PathBuf)>>;
+}

@@ -1,0 +1,391 @@
+//! Disks of a running guest, moved while it runs: QEMU copies, what is written meanwhile goes to both, and then the guest uses
+//! the copy.
+//!
+//! ```text
+//! start every copy -> look until all are ready -> pivot each -> next start's definition -> clients that connect again
+//!        what fails before the first pivot: all copies are ended, and the guest is where it was
+//! ```
+//!
+//! Owns the order. The copies are QEMU's: where this process dies they go on or fail by themselves, no guest notices, and
+//! whoever comes next ends them or finds them done. Invariants: no disk pivots before all are ready; a copy that does not
+//! get on is given up.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+
+use super::LibvirtDriver;
+use super::definition::{Definition, DiskPart, Source};
+use super::export::Export;
+use super::fit::onto_export;
+use super::virsh::{Listed, mark};
+use super::xml::Element;
+use crate::error::{Error, ErrorKind, Result};
+use crate::hypervisor::{CopyProgress, DiskSpec, FoundVm, GuestDisks};
+use crate::ids::Name;
+
+/// Time without any progress after which a copy is given up.
+const STUCK: Duration = Duration::from_secs(600);
+/// Between two looks at copies.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// A disk to be moved: its name in the guest, and what it is to be.
+struct Move {
+    target: String,
+    to: Element,
+}
+
+/// How far the copies of a VM are.
+struct Stand {
+    /// In the order of the moves.
+    disks: Vec<Copying>,
+    done: u64,
+    total: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Copying {
+    /// There is none.
+    Gone,
+    UnderWay,
+    Ready,
+}
+
+impl LibvirtDriver {
+    async fn must_run(&self, vm: &Name) -> Result<Listed> {
+        let there = self.virsh.must_find(vm).await?;
+        match there.active {
+            true => Ok(there),
+            false => {
+                Err(Error::new(ErrorKind::Refused, format!("VM {vm} does not run: nothing can be copied under it")))
+            }
+        }
+    }
+
+    /// Copies and pivots. Answers when all disks are moved.
+    async fn move_disks(&self, vm: &Listed, moves: &[Move], progress: CopyProgress<'_>) -> Result<()> {
+        let own = |target: &str, _: &Source| moves.iter().any(|one| one.target == target);
+        if let Err(error) = self.copy_all(vm, moves, progress).await {
+            if let Err(also) = self.end_copies(vm, &own).await {
+                tracing::warn!(vm = %vm.name, "its copies could not be ended: {also}");
+            }
+            return Err(error);
+        }
+        for (n, one) in moves.iter().enumerate() {
+            let pivoted = self.virsh.tell(&["blockjob", &vm.uuid, &one.target, "--pivot"], String::new(), STUCK).await;
+            if let Err(error) = pivoted {
+                if let Err(also) = self.end_copies(vm, &own).await {
+                    tracing::warn!(vm = %vm.name, "its copies could not be ended: {also}");
+                }
+                let moved: Vec<&str> = moves[..n].iter().map(|one| one.target.as_str()).collect();
+                let told = if moved.is_empty() { "none".to_owned() } else { moved.join(", ") };
+                let what = format!("move disk {} of VM {} ({told} moved before)", one.target, vm.name);
+                return Err(error.while_doing(what));
+            }
+        }
+        Ok(())
+    }
+
+    async fn copy_all(&self, vm: &Listed, moves: &[Move], progress: CopyProgress<'_>) -> Result<()> {
+        for one in moves {
+            let arguments =
+                ["blockcopy", &vm.uuid, &one.target, "--xml", "/dev/stdin", "--reuse-external", "--transient-job"];
+            let begun = self.virsh.tell(&arguments, one.to.write()?, Duration::ZERO).await;
+            begun.map_err(|e| e.while_doing(format!("copy disk {} of VM {}", one.target, vm.name)))?;
+        }
+        let (mut newest, mut since) = (0, Instant::now());
+        loop {
+            let stand = self.stand(vm, moves).await?;
+            if let Some(n) = stand.disks.iter().position(|copying| *copying == Copying::Gone) {
+                let why = format!("the copy of disk {} of VM {} failed: QEMU gave it up", moves[n].target, vm.name);
+                let advice = "its log, and the space and state of both places, tell why";
+                return Err(Error::new(ErrorKind::Io, format!("{why}; {advice}; the guest goes on with its old disk")));
+            }
+            progress(stand.done, stand.total);
+            if stand.disks.iter().all(|copying| *copying == Copying::Ready) {
+                return Ok(());
+            }
+            if stand.done != newest {
+                (newest, since) = (stand.done, Instant::now());
+            }
+            if since.elapsed() > STUCK {
+                let why = format!("the copy of VM {} has not got on for {} s", vm.name, STUCK.as_secs());
+                return Err(Error::new(ErrorKind::Unreachable, why));
+            }
+            tokio::time::sleep(LOOK.min(self.virsh.settings.poll)).await;
+        }
+    }
+
+    /// How far copies are, in one call.
+    async fn stand(&self, vm: &Listed, moves: &[Move]) -> Result<Stand> {
+        let mark = mark();
+        let jobs = moves.iter().map(|one| format!("; echo {mark}; blockjob {} {} --raw", vm.uuid, one.target));
+        let command = format!("dumpxml {}{}", vm.uuid, jobs.collect::<String>());
+        let text = self.virsh.ask(&[&command]).await?;
+        let mut parts = text.split(&mark);
+        let running = Definition::parse(parts.next().unwrap_or_default())?;
+        let mirrors = mirrors(&running);
+        let (mut done, mut total) = (0, 0);
+        for job in parts {
+            let number = |name: &str| job.lines().find_map(|l| l.trim().strip_prefix(name)?.parse::<u64>().ok());
+            done += number("cur=").unwrap_or(0);
+            total += number("end=").unwrap_or(0);
+        }
+        let state = |one: &Move| match mirrors.iter().find(|mirror| mirror.target == one.target) {
+            None => Copying::Gone,
+            Some(mirror) if mirror.ready => Copying::Ready,
+            Some(_) => Copying::UnderWay,
+        };
+        Ok(Stand { disks: moves.iter().map(state).collect(), done, total })
+    }
+
+    /// Ends copies of a VM that did not pivot: those that are ours, by the disk and where it is copied to.
+    ///
+    /// # Errors
+    /// `Refused` where one is somebody else's.
+    async fn end_copies(&self, vm: &Listed, is_ours: Ours<'_>) -> Result<()> {
+        for Mirror { target, to, .. } in mirrors(&self.running_definition(vm).await?) {
+            if !is_ours(&target, &to) {
+                let why = format!("disk {target} of VM {} is being copied by somebody else (to {to:?})", vm.name);
+                return Err(Error::new(ErrorKind::Refused, format!("{why}; wait for its end, or end it")));
+            }
+            self.virsh.ask(&["blockjob", &vm.uuid, &target, "--abort"]).await?;
+        }
+        Ok(())
+    }
+
+    /// The definition that the next start takes, with `change` to its disks.
+    async fn change_next_start(
+        &self,
+        vm: &Listed,
+        mut change: impl FnMut(&str, &mut Element) -> Result<()> + Send,
+    ) -> Result<()> {
+        let mut next = self.definition(vm).await?;
+        for disk in next.root.child_or_new("devices").elements_mut().filter(|e| e.name == "disk") {
+            let target = disk.child("target").map_or(String::new(), |t| t.attr("dev").to_owned());
+            change(&target, disk)?;
+        }
+        self.give(&next.root).await
+    }
+
+    /// The disk that a VM had in an earlier definition, where it can be gone back to.
+    fn earlier(vm: &Name, earlier: &Definition, target: &str, served: &Path) -> Result<(Element, PathBuf)> {
+        let advice = "shut it down first: then its definition is pointed at the image that is served, without a copy";
+        let refused =
+            |why: String| Err(Error::new(ErrorKind::Refused, format!("VM {vm}, disk {target}: {why}; {advice}")));
+        let devices = earlier.root.child("devices").into_iter().flat_map(|devices| devices.all("disk"));
+        let Some(disk) = devices.into_iter().find(|disk| DiskPart::of(disk).target == target) else {
+            return refused("the definition that it was protected with has no such disk".to_owned());
+        };
+        let path = match DiskPart::of(disk).source {
+            Source::File { path, .. } | Source::Block { path, .. } => path,
+            _ => return refused("it had no file or block device before".to_owned()),
+        };
+        let Ok(there) = std::fs::metadata(&path) else {
+            return refused(format!("{}, where it was before, is gone", path.display()));
+        };
+        if std::fs::metadata(served).is_ok_and(|own| (own.dev(), own.ino()) == (there.dev(), there.ino())) {
+            return refused(format!("{} is the image that is served", path.display()));
+        }
+        Ok((disk.clone(), path))
+    }
+}
+
+/// Whether a copy of a disk to somewhere is Freshet's.
+type Ours<'a> = &'a (dyn Fn(&str, &Source) -> bool + Send + Sync);
+
+/// A copy of a disk that is under way.
+#[derive(Debug, PartialEq, Eq)]
+struct Mirror {
+    target: String,
+    to: Source,
+    ready: bool,
+}
+
+/// Disks of which a copy is under way.
+fn mirrors(running: &Definition) -> Vec<Mirror> {
+    let devices = running.root.child("devices").into_iter().flat_map(|devices| devices.all("disk"));
+    let mirror = |disk: &Element| {
+        let mirror = disk.child("mirror").filter(|mirror| mirror.attr("job") == "copy")?;
+        let to = DiskPart::of(mirror).source;
+        Some(Mirror { target: DiskPart::of(disk).target, to, ready: mirror.attr("ready") == "yes" })
+    };
+    devices.filter_map(mirror).collect()
+}
+
+/// It is an export of a disk of this VM.
+fn is_export_of(vm: &Name, source: &Source) -> bool {
+    matches!(source, Source::Nbd { export, .. } if export.strip_prefix(vm.as_str()).is_some_and(|rest| rest.starts_with('/')))
+}
+
+/// They are one file or device, in whatever format.
+fn same_file(a: &Source, b: &Source) -> bool {
+    match (a, b) {
+        (Source::File { path: a, .. }, Source::File { path: b, .. })
+        | (Source::Block { path: a, .. }, Source::Block { path: b, .. }) => a == b,
+        _ => false,
+    }
+}
+
+/// The part of a disk's definition that a copy is told.
+fn copy_of(disk: &Element) -> Element {
+    let mut out = Element::new("disk").with("type", disk.attr("type")).with("device", "disk");
+    if let Some(driver) = disk.child("driver") {
+        out.push(Element::new("driver").with("name", "qemu").with("type", driver.attr("type")));
+    }
+    disk.child("source").into_iter().for_each(|source| out.push(source.clone()));
+    disk.child("target").into_iter().for_each(|target| out.push(target.clone()));
+    out
+}
+
+#[async_trait]
+impl GuestDisks for LibvirtDriver {
+    async fn look(&self, vm: &Name) -> Result<Option<FoundVm>> {
+        match self.virsh.find(vm).await? {
+            Some(there) => self.found(&there).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn attach(&self, vm: &Name, disks: &[DiskSpec]) -> Result<()> {
+        self.attach_disks(vm, disks).await
+    }
+
+    async fn move_onto(&self, vm: &Name, disks: &[DiskSpec], progress: CopyProgress<'_>) -> Result<()> {
+        let there = self.must_run(vm).await?;
+        self.end_copies(&there, &|_, to| is_export_of(vm, to)).await?;
+        let running = self.running_definition(&there).await?;
+        let mut moves = Vec::new();
+        for spec in disks {
+            let export = Export::parse(&spec.uri)?;
+            let part = running.disks().into_iter().find(|part| part.target == spec.name.as_str());
+            let missing = || Error::new(ErrorKind::NotFound, format!("VM {vm} has no disk {}", spec.name));
+            let part = part.ok_or_else(missing)?;
+            if !export.is(&part.source) {
+                let mut disk = Element::new("disk").with("device", "disk");
+                onto_export(&mut disk, spec)?;
+                disk.push(Element::new("target").with("dev", &part.target));
+                moves.push(Move { target: part.target, to: copy_of(&disk) });
+            }
+        }
+        if !moves.is_empty() {
+            self.move_disks(&there, &moves, progress).await?;
+        }
+        let change = |target: &str, disk: &mut Element| match disks.iter().find(|s| s.name.as_str() == target) {
+            Some(spec) => onto_export(disk, spec),
+            None => Ok(()),
+        };
+        self.change_next_start(&there, change).await?;
+        self.reconnect_again(&there).await.map(drop)
+    }
+
+    async fn abandon_moves(&self, vm: &Name) -> Result<()> {
+        match self.virsh.find(vm).await? {
+            Some(there) if there.active => {
+                let ended = self.end_copies(&there, &|_, to| is_export_of(vm, to)).await;
+                // Somebody else's is none of ours.
+                ended.or_else(|e| if e.kind() == ErrorKind::Refused { Ok(()) } else { Err(e) })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn detach(&self, vm: &Name, images: &[(DiskSpec, PathBuf)]) -> Result<()> {
+        self.detach_disks(vm, images).await
+    }
+
+    async fn move_back(
+        &self,
+        vm: &Name,
+        definition: &str,
+        images: &[(DiskSpec, PathBuf)],
+        progress: CopyProgress<'_>,
+    ) -> Result<Vec<(Name, PathBuf)>> {
+        let there = self.must_run(vm).await?;
+        let earlier = match definition {
+            "" => Definition { root: Element::new("domain"), name: vm.clone(), uuid: String::new() },
+            text => Definition::parse(text)?,
+        };
+        let back = |target: &str, to: &Source| {
+            earlier.disks().iter().any(|disk| disk.target == target && same_file(&disk.source, to))
+        };
+        self.end_copies(&there, &back).await?;
+        let running = self.running_definition(&there).await?;
+        let (mut moves, mut places, mut before) = (Vec::new(), Vec::new(), Vec::new());
+        for (spec, served) in images {
+            let export = Export::parse(&spec.uri)?;
+            let Some(part) = running.disks().into_iter().find(|part| export.is(&part.source)) else { continue };
+            let (disk, path) = LibvirtDriver::earlier(vm, &earlier, &part.target, served)?;
+            moves.push(Move { target: part.target, to: copy_of(&disk) });
+            places.push((spec.name.clone(), path));
+            before.push(disk);
+        }
+        if moves.is_empty() {
+            return Ok(places);
+        }
+        self.move_disks(&there, &moves, progress).await?;
+        let change = |target: &str, disk: &mut Element| {
+            if let Some(old) = before.iter().find(|old| DiskPart::of(old).target == target) {
+                disk.clone_from(old);
+            }
+            Ok(())
+        };
+        self.change_next_start(&there, change).await?;
+        self.drop_own_nodes(&there).await;
+        Ok(places)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_under_way_are_seen_and_told_what_they_need() {
+        let text = "<domain><name>a</name><devices><disk><source file='/a'/><target dev='vda'/><mirror type='network' \
+                    job='copy' ready='yes'><source protocol='nbd' name='a/vda'><host transport='unix' socket='/s'/></source>\
+                    </mirror></disk><disk><source file='/b'/><target dev='vdb'/><mirror type='file' \
+                    job='copy'><source file='/c'/></mirror></disk>\
+                    <disk><source file='/c'/><target dev='vdc'/></disk></devices></domain>";
+        let running = Definition::parse(text).unwrap();
+        let found = mirrors(&running);
+        let shown: Vec<(&str, bool)> = found.iter().map(|mirror| (mirror.target.as_str(), mirror.ready)).collect();
+        assert_eq!(shown, [("vda", true), ("vdb", false)]);
+        let own = |name: &str, to: &Source| is_export_of(&Name::new(name).unwrap(), to);
+        assert!(own("a", &found[0].to) && !own("b", &found[0].to) && !own("a", &found[1].to));
+        let qcow2 = Source::File { path: "/c".into(), format: "qcow2".into() };
+        assert!(same_file(&qcow2, &found[1].to) && !same_file(&qcow2, &found[0].to));
+        let disk = "<disk type='file'><driver name='qemu' type='qcow2' iothread='1'/><source file='/a' index='2'/>\
+                    <backingStore/><target dev='vda' bus='virtio'/></disk>";
+        let told = copy_of(&Element::parse(disk).unwrap()).write().unwrap();
+        assert_eq!(
+            told,
+            "<disk type=\"file\" device=\"disk\"><driver name=\"qemu\" type=\"qcow2\"/><source file=\"/a\" index=\"2\"/>\
+             <target dev=\"vda\" bus=\"virtio\"/></disk>"
+        );
+    }
+
+    #[test]
+    fn nobody_goes_back_onto_the_image_that_is_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, served) = (dir.path().join("old"), dir.path().join("served"));
+        std::fs::write(&old, "x").unwrap();
+        std::fs::write(&served, "x").unwrap();
+        let vm = Name::new("web").unwrap();
+        let on = |path: &Path| {
+            let disk = format!("<disk><source file='{}'/><target dev='vda'/></disk>", path.display());
+            Definition::parse(&format!("<domain><name>a</name><devices>{disk}</devices></domain>")).unwrap()
+        };
+        assert_eq!(LibvirtDriver::earlier(&vm, &on(&old), "vda", &served).unwrap().1, old);
+        for (earlier, target, why) in [
+            (on(&served), "vda", "is the image that is served"),
+            (on(&old), "vdb", "has no such disk"),
+            (on(&dir.path().join("gone")), "vda", "is gone"),
+        ] {
+            let error = LibvirtDriver::earlier(&vm, &earlier, target, &served).unwrap_err();
+            assert!(error.kind() == ErrorKind::Refused && error.to_string().contains(why), "{error}");
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! What Freshet asks of a hypervisor, answered by libvirt.
+
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+
+use super::LibvirtDriver;
+use super::definition::{Definition, LIBVIRT_XML};
+use super::fit::{Site, blank, fit};
+use super::platform::{Capabilities, MachineAbilities, choose};
+use super::virsh::{Listed, mark};
+use super::xml::Element;
+use crate::error::{Error, ErrorKind, Result};
+use crate::hypervisor::{GuestChange, GuestDisks, Hypervisor, OffEvidence, PowerState, VmEntry, VmSpec};
+use crate::ids::Name;
+
+/// Definitions that one call reads.
+const BATCH: usize = 64;
+/// Longest wait for a guest's agent to take an order, of which the time for the whole is a multiple.
+const AGENT: Duration = Duration::from_secs(20);
+/// What libvirt says where there is nothing to do.
+const NOT_RUNNING: &str = "domain is not running";
+
+/// There is no agent that could do it, or no guest.
+fn has_no_agent(error: &Error) -> bool {
+    let words = ["agent is not configured", "agent is not connected", NOT_RUNNING];
+    words.iter().any(|word| error.context().contains(word))
+}
+
+fn power(listed: Option<&Listed>) -> PowerState {
+    match listed {
+        None => PowerState::Absent,
+        // Saved memory belongs to the disks as they are: it is on as a guest that is halted is.
+        Some(vm) if vm.active || vm.saved => PowerState::Running,
+        Some(_) => PowerState::Off,
+    }
+}
+
+impl LibvirtDriver {
+    /// The definitions of all VMs here.
+    async fn definitions(&self) -> Result<Vec<Definition>> {
+        let list = self.virsh.list().await?;
+        let mut out = Vec::with_capacity(list.len());
+        for some in list.chunks(BATCH) {
+            let mark = mark();
+            let commands: Vec<String> =
+                some.iter().map(|vm| format!("dumpxml --inactive {}; echo {mark}", vm.uuid)).collect();
+            let text = self.virsh.ask(&[&commands.join("; ")]).await?;
+            for one in text.split(&mark).map(str::trim).filter(|one| !one.is_empty()) {
+                out.push(Definition::parse(one)?);
+            }
+        }
+        Ok(out)
+    }
+
+    /// The definition of a VM as its next start takes it.
+    pub(super) async fn definition(&self, vm: &Listed) -> Result<Definition> {
+        Definition::parse(&self.virsh.ask(&["dumpxml", "--inactive", "--security-info", &vm.uuid]).await?)
+    }
+
+    /// Gives libvirt a definition.
+    pub(super) async fn give(&self, root: &Element) -> Result<()> {
+        self.virsh.tell(&["define", "/dev/stdin"], root.write()?, Duration::ZERO).await.map(drop)
+    }
+
+    /// Refuses a VM whose disks must not be exchanged under it.
+    async fn refuse_unready(&self, vm: &Listed) -> Result<()> {
+        let refused = |why: String| Err(Error::new(ErrorKind::Refused, why));
+        let name = &vm.name;
+        if vm.active {
+            return refused(format!("VM {name} runs; switch it off first"));
+        }
+        if vm.saved {
+            let advice = "start it and shut it down, or remove that with `virsh managedsave-remove`";
+            return refused(format!("the memory of VM {name} is saved, and would go with other disks; {advice}"));
+        }
+        let snapshots = self.virsh.ask(&["snapshot-list", "--name", &vm.uuid]).await?;
+        match snapshots.split_whitespace().next() {
+            Some(first) => {
+                refused(format!("VM {name} has snapshots ({first} ...), which speak of other disks; delete them"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Bridges of this host, by the kernel's word.
+    fn bridges(&self) -> Vec<String> {
+        if !self.is_local() {
+            return Vec::new();
+        }
+        let devices = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+        let bridges = devices.filter(|device| device.path().join("bridge").is_dir());
+        let mut names: Vec<String> =
+            bridges.filter_map(|b| Some(format!("bridge:{}", b.file_name().to_str()?))).collect();
+        names.sort();
+        names
+    }
+
+    /// A process of this host that has the VM's UUID among its arguments.
+    fn process(&self, uuid: &str) -> Option<u32> {
+        let entries = std::fs::read_dir("/proc").ok()?.flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).find(|pid| {
+            let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            arguments.split(|b| *b == 0).collect::<Vec<_>>().windows(2).any(|two| two == [b"-uuid", uuid.as_bytes()])
+        })
+    }
+
+    /// Has the agent of a guest do what a verb of virsh's says.
+    async fn ask_agent(&self, vm: &Listed, verb: &str, limit: Duration) -> Result<()> {
+        let order = [verb, &vm.uuid];
+        match tokio::time::timeout(limit, self.virsh.ask(&order)).await {
+            Ok(done) => done.map(drop),
+            Err(_) => {
+                let why = format!("{verb} of VM {}: its agent has not answered within {} s", vm.name, limit.as_secs());
+                Err(Error::new(ErrorKind::Unreachable, why))
+            }
+        }
+    }
+
+    /// Asks a guest to shut down: its agent first, then its power button.
+    async fn ask_down(&self, vm: &Listed) -> Result<()> {
+        let order = ["shutdown", &vm.uuid, "--mode", "agent"];
+        match tokio::time::timeout(AGENT, self.virsh.ask(&order)).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) if error.kind() == ErrorKind::Unreachable => return Err(error),
+            Ok(Err(error)) => tracing::debug!(vm = %vm.name, "its agent does not shut it down: {error}"),
+            Err(_) => tracing::warn!(vm = %vm.name, "its agent does not answer: its power button is pressed"),
+        }
+        match self.virsh.ask(&["shutdown", &vm.uuid, "--mode", "acpi"]).await {
+            Err(error) if error.context().contains(NOT_RUNNING) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+}
+
+#[async_trait]
+impl Hypervisor for LibvirtDriver {
+    fn describe(&self) -> String {
+        format!("libvirt at {}", self.virsh.settings.uri)
+    }
+
+    fn guest_disks(&self) -> Option<&dyn GuestDisks> {
+        Some(self)
+    }
+
+    async fn watch(&self, tell: &(dyn Fn(GuestChange) + Send + Sync)) {
+        self.watch_events(tell).await;
+    }
+
+    async fn inventory(&self) -> Result<Vec<VmEntry>> {
+        let list = self.virsh.list().await?;
+        Ok(list.into_iter().map(|vm| VmEntry { state: power(Some(&vm)), name: vm.name }).collect())
+    }
+
+    async fn networks(&self) -> Result<Option<Vec<String>>> {
+        let said = match self.virsh.ask(&["net-list", "--all", "--name"]).await {
+            // Built or installed without its driver of networks.
+            Err(error) if error.context().contains("not supported by the connection driver") => return Ok(None),
+            said => said?,
+        };
+        let named = said.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned);
+        Ok(Some(named.chain(self.bridges()).collect()))
+    }
+
+    async fn define(&self, spec: &VmSpec) -> Result<()> {
+        let root = match spec.definition_kind.as_str() {
+            LIBVIRT_XML => {
+                let read = Definition::parse(&spec.definition);
+                read.map_err(|e| e.while_doing(format!("definition of VM {}", spec.name)))?.root
+            }
+            _ => blank(spec),
+        };
+        let about = |e: Error| e.while_doing(format!("define VM {} on {}", spec.name, self.describe()));
+        let has = Capabilities::parse(&self.virsh.ask(&["capabilities"]).await?)?;
+        let platform = choose(&root, &has, &spec.placement).map_err(about)?;
+        let mut asked = vec!["domcapabilities", "--virttype", &platform.kind, "--arch", &platform.arch];
+        if !platform.machine.is_empty() {
+            asked.extend(["--machine", &platform.machine]);
+        }
+        let can = MachineAbilities::parse(&self.virsh.ask(&asked).await?)?;
+        if let Some(there) = self.virsh.find(&spec.name).await? {
+            self.refuse_unready(&there).await?;
+        }
+        let known = self.definitions().await?;
+        let fitted = fit(root, spec, &Site { platform: &platform, can: &can, known: &known }).map_err(about)?;
+        for note in &fitted.notes {
+            tracing::warn!(vm = %spec.name, domain = %spec.domain, "{note}");
+        }
+        self.give(&fitted.root).await.map_err(about)
+    }
+
+    async fn undefine(&self, vm: &Name) -> Result<()> {
+        let Some(there) = self.virsh.find(vm).await? else { return Ok(()) };
+        if power(Some(&there)) == PowerState::Running {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                format!("VM {vm} runs, or its memory is saved; switch it off first"),
+            ));
+        }
+        // Nothing of storage is named, and its UEFI variables stay where they are.
+        self.virsh.ask(&["undefine", &there.uuid, "--keep-nvram"]).await.map(drop)
+    }
+
+    async fn start(&self, vm: &Name) -> Result<()> {
+        let there = self.virsh.must_find(vm).await?;
+        if there.active {
+            return Ok(());
+        }
+        // Memory that was saved belongs to disks as they were then.
+        self.virsh.ask(&["start", &there.uuid, "--force-boot"]).await?;
+        // It runs; without this it is halted, and not harmed, where Freshet restarts.
+        if let Err(error) = self.reconnect_again(&there).await {
+            tracing::warn!(%vm, "its disks do not connect again by themselves: {error}");
+        }
+        Ok(())
+    }
+
+    async fn shutdown(&self, vm: &Name, limit: Duration) -> Result<bool> {
+        let began = Instant::now();
+        let mut asked_at = None;
+        loop {
+            let there = self.virsh.must_find(vm).await?;
+            if !there.active {
+                return Ok(!there.saved);
+            }
+            let over = began.elapsed();
+            // Once more at half the time: a guest that was starting has not heard the first.
+            let again = asked_at.is_some_and(|at| at < limit / 2 && over >= limit / 2);
+            if asked_at.is_none() || again {
+                self.ask_down(&there).await?;
+                asked_at = Some(began.elapsed());
+            }
+            let left = limit.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return Ok(power(self.virsh.find(vm).await?.as_ref()) != PowerState::Running);
+            }
+            tokio::time::sleep(self.virsh.settings.poll.min(left)).await;
+        }
+    }
+
+    async fn power_off(&self, vm: &Name) -> Result<()> {
+        let Some(there) = self.virsh.find(vm).await? else { return Ok(()) };
+        if there.active {
+            match self.virsh.ask(&["destroy", &there.uuid]).await {
+                Err(error) if error.context().contains(NOT_RUNNING) => {}
+                other => drop(other?),
+            }
+        }
+        if there.saved {
+            self.virsh.ask(&["managedsave-remove", &there.uuid]).await?;
+        }
+        Ok(())
+    }
+
+    async fn state(&self, vm: &Name) -> Result<PowerState> {
+        Ok(power(self.virsh.find(vm).await?.as_ref()))
+    }
+
+    async fn freeze(&self, vm: &Name, limit: Duration) -> Result<bool> {
+        let there = self.virsh.must_find(vm).await?;
+        match self.ask_agent(&there, "domfsfreeze", limit).await {
+            Err(error) if has_no_agent(&error) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
+    async fn thaw(&self, vm: &Name, limit: Duration) -> Result<()> {
+        let Some(there) = self.virsh.find(vm).await? else { return Ok(()) };
+        match self.ask_agent(&there, "domfsthaw", limit).await {
+            Err(error) if has_no_agent(&error) => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn off_evidence(&self, vm: &Name) -> Result<OffEvidence> {
+        let evidence = |off: bool, because: String| Ok(OffEvidence { off, because });
+        let Some(there) = self.virsh.find(vm).await? else {
+            return evidence(true, format!("{} has no such VM", self.describe()));
+        };
+        if there.active {
+            let said = self.virsh.ask(&["domstate", "--reason", &there.uuid]).await.unwrap_or_default();
+            return evidence(false, format!("{} says that it is {}", self.describe(), said.trim()));
+        }
+        if there.saved {
+            return evidence(false, "its memory is saved, with writes in it that no disk has".to_owned());
+        }
+        if let Some(pid) = self.is_local().then(|| self.process(&there.uuid)).flatten() {
+            return evidence(false, format!("libvirt says that it is off, and process {pid} runs it"));
+        }
+        let said = self.virsh.ask(&["domstate", "--reason", &there.uuid]).await?;
+        let looked = if self.is_local() { ", and no process of this host has its UUID" } else { "" };
+        evidence(true, format!("{} says that it is {}{looked}", self.describe(), said.trim()))
+    }
+}

@@ -1,0 +1,192 @@
+//! What happens to VMs by whatever hand: `virsh event`, followed and started again where it ends.
+//!
+//! ```text
+//! started, by whatever hand -> its clients are told to connect again
+//! halted by an error of a disk -> gone on with once the exports of its disks answer
+//! ```
+//!
+//! Owns the following. A guest that an error halted has lost nothing: its requests are made again. Invariants: nothing is
+//! believed for an event alone, what is so is looked at; the pauses between two tries are bounded.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::LibvirtDriver;
+use super::definition::{Definition, Source};
+use super::virsh::Listed;
+use crate::error::Result;
+use crate::hypervisor::follow::Followed;
+use crate::hypervisor::{GuestChange, GuestEvent};
+use crate::ids::Name;
+
+/// Pause before events are followed again, doubled up to the other.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// Between two looks whether halted guests can go on.
+const TRY: Duration = Duration::from_secs(2);
+/// Between two looks at all VMs, for what no event told.
+const LOOK: Duration = Duration::from_secs(60);
+/// How `virsh domstate --reason` tells of a guest that an error halted.
+const HALTED: &str = "paused (I/O error)";
+
+/// One line of `virsh event --timestamp`, where it says that a VM is on or off.
+fn understand(line: &str) -> Option<GuestChange> {
+    let (_, rest) = line.split_once(": event 'lifecycle' for domain '")?;
+    let (name, detail) = rest.rsplit_once("': ")?;
+    let vm = Name::new(name).ok()?;
+    let (word, reason) = detail.split_once(' ').unwrap_or((detail, ""));
+    let event = match (word, reason) {
+        ("Started", _) => GuestEvent::Started,
+        ("Stopped", _) => GuestEvent::Stopped,
+        ("Crashed", _) => GuestEvent::Crashed,
+        ("Suspended", "I/O Error") => GuestEvent::Halted,
+        ("Resumed", _) => GuestEvent::Resumed,
+        _ => return None,
+    };
+    Some(GuestChange { vm, event, detail: detail.to_owned() })
+}
+
+impl LibvirtDriver {
+    /// Follows events for as long as this is waited for.
+    pub(super) async fn watch_events(&self, tell: &(dyn Fn(GuestChange) + Send + Sync)) {
+        let mut pause = MIN_PAUSE;
+        loop {
+            let (command, environment) = self.virsh.command(&["event", "--all", "--loop", "--timestamp"]);
+            match Followed::start(&command, &environment) {
+                Ok(followed) => {
+                    if self.follow(followed, tell).await {
+                        pause = MIN_PAUSE;
+                    }
+                }
+                Err(error) => tracing::warn!("events of VMs are not followed: {error}"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    }
+
+    /// Follows until the events end. Whether there was one.
+    async fn follow(&self, mut followed: Followed, tell: &(dyn Fn(GuestChange) + Send + Sync)) -> bool {
+        let (mut any, mut halted) = (false, BTreeSet::new());
+        let mut tries = tokio::time::interval(TRY);
+        let mut looks = tokio::time::interval(LOOK);
+        loop {
+            tokio::select! {
+                line = followed.next() => {
+                    let Some(line) = line else { return any };
+                    any = true;
+                    let Some(change) = understand(&line) else { continue };
+                    match change.event {
+                        GuestEvent::Halted => drop(halted.insert(change.vm.clone())),
+                        GuestEvent::Started => self.connect_again(&change.vm).await,
+                        _ => drop(halted.remove(&change.vm)),
+                    }
+                    tell(change);
+                }
+                _ = tries.tick(), if !halted.is_empty() => {
+                    for vm in halted.clone() {
+                        if self.go_on(&vm).await.unwrap_or(false) {
+                            halted.remove(&vm);
+                        }
+                    }
+                }
+                _ = looks.tick() => {
+                    match self.halted().await {
+                        Ok(found) => halted.extend(found),
+                        Err(error) => tracing::debug!("halted VMs are not looked for: {error}"),
+                    }
+                }
+            }
+        }
+    }
+
+    async fn connect_again(&self, vm: &Name) {
+        let done = async {
+            match self.virsh.find(vm).await? {
+                Some(there) if there.active => self.reconnect_again(&there).await.map(drop),
+                _ => Ok(()),
+            }
+        };
+        if let Err(error) = done.await {
+            tracing::warn!(%vm, "its disks do not connect again by themselves: {error}");
+        }
+    }
+
+    /// VMs that an error of a disk halted.
+    async fn halted(&self) -> Result<Vec<Name>> {
+        let paused = self.virsh.ask(&["list", "--state-paused", "--uuid"]).await?;
+        let paused: Vec<&str> = paused.split_whitespace().collect();
+        let mut out = Vec::new();
+        if paused.is_empty() {
+            return Ok(out);
+        }
+        for vm in self.virsh.list().await?.into_iter().filter(|vm| paused.contains(&vm.uuid.as_str())) {
+            if self.is_halted(&vm).await? {
+                out.push(vm.name);
+            }
+        }
+        Ok(out)
+    }
+
+    async fn is_halted(&self, vm: &Listed) -> Result<bool> {
+        Ok(self.virsh.ask(&["domstate", "--reason", &vm.uuid]).await?.trim() == HALTED)
+    }
+
+    /// Has a guest go on that an error halted, once its exports answer. Whether nothing is left to be done for it.
+    async fn go_on(&self, vm: &Name) -> Result<bool> {
+        let Some(there) = self.virsh.find(vm).await?.filter(|there| there.active) else { return Ok(true) };
+        if !self.is_halted(&there).await? {
+            return Ok(true);
+        }
+        let sockets = sockets(&self.running_definition(&there).await?);
+        if sockets.is_empty() {
+            // No disk of it is an export: it is somebody else's to mend.
+            return Ok(true);
+        }
+        for socket in sockets {
+            if tokio::net::UnixStream::connect(&socket).await.is_err() {
+                return Ok(false);
+            }
+        }
+        tracing::info!(%vm, "an error of a disk halted it, and it goes on: its exports answer");
+        self.virsh.ask(&["resume", &there.uuid]).await?;
+        Ok(true)
+    }
+}
+
+/// Sockets of the exports that a VM uses.
+fn sockets(definition: &Definition) -> BTreeSet<std::path::PathBuf> {
+    let socket = |source: Source| match source {
+        Source::Nbd { socket, .. } => socket,
+        _ => None,
+    };
+    definition.disks().into_iter().filter_map(|disk| socket(disk.source)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_virsh_become_events() {
+        let at = "2026-11-25 22:16:31.984+0000: event";
+        let line = |rest: &str| understand(&format!("{at} {rest}")).map(|c| (c.vm.to_string(), c.event, c.detail));
+        let web = |event, detail: &str| Some(("web 'x'".to_owned(), event, detail.to_owned()));
+        assert_eq!(
+            line("'lifecycle' for domain 'web 'x'': Started Booted"),
+            web(GuestEvent::Started, "Started Booted")
+        );
+        assert_eq!(
+            line("'lifecycle' for domain 'web 'x'': Stopped Destroyed"),
+            web(GuestEvent::Stopped, "Stopped Destroyed")
+        );
+        assert_eq!(
+            line("'lifecycle' for domain 'web 'x'': Suspended I/O Error"),
+            web(GuestEvent::Halted, "Suspended I/O Error")
+        );
+        assert_eq!(line("'lifecycle' for domain 'web': Suspended Paused"), None);
+        assert_eq!(line("'block-job-2' for domain 'web': Block Copy for vda ready"), None);
+        assert_eq!(line("'lifecycle' for domain"), None);
+        assert_eq!(understand(""), None);
+    }
+}

@@ -1,0 +1,432 @@
+//! Real guests under real libvirt daemons, one for each site: what is asked of the driver, a running guest that is
+//! protected without a stop, every way to the other site, and back. Content is checked by the guest itself, which reads its
+//! numbered lines at each boot and tells its console whether all are there.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use freshet::error::ErrorKind;
+use freshet::hypervisor::{Hypervisor, LibvirtDriver, LibvirtSettings, PowerState};
+use freshet::ids::Name;
+use serde_json::Value;
+
+use super::appliance::{Appliance, PATIENCE, Place};
+use crate::support::guest::Kernel;
+use crate::support::libvirt::{Libvirt, missing};
+use crate::support::real_images::{run, tool};
+use crate::support::skipped;
+
+/// What the guest does: tells what it finds, writes on, and ends with its power button.
+const SCRIPT: &str = r#"
+mount -t ext4 /dev/vda /mnt || echo failed: mount
+touch /mnt/rows
+awk '$2 != NR { bad = 1 } END { print (bad ? "torn " : "whole ") NR }' /mnt/rows
+for button in /dev/input/event*; do
+    (dd if=$button bs=24 count=1 of=/dev/null 2> /dev/null; touch /stop) &
+done
+n=$(wc -l < /mnt/rows)
+while [ ! -e /stop ]; do
+    n=$((n + 1))
+    echo "row $n" >> /mnt/rows && sync && echo "kept $n"
+    sleep 0.05
+done
+umount /mnt && echo "down $n"
+poweroff -f
+"#;
+
+/// Words on a console that speak of a disk that failed.
+const ALARMS: [&str; 5] = ["I/O error", "EXT4-fs error", "EXT4-fs warning", "failed:", "Kernel panic"];
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn settings(uri: &str) -> LibvirtSettings {
+    LibvirtSettings { uri: uri.to_owned(), limit: Duration::from_secs(60), poll: Duration::from_millis(50) }
+}
+
+/// A guest's definition, with its disk as `disk` says and its console in a file.
+fn definition(place: &Place, kernel: &Kernel, name: &str, disk: &str) -> String {
+    let (console, initramfs) = (place.path("console"), place.path("initramfs"));
+    format!(
+        "<domain type='qemu'><name>{name}</name><memory unit='MiB'>192</memory><vcpu>1</vcpu>\
+         <os><type arch='x86_64'>hvm</type><kernel>{}</kernel><initrd>{}</initrd>\
+         <cmdline>console=ttyS0 loglevel=5 panic=-1</cmdline></os><features><acpi/></features>\
+         <on_reboot>destroy</on_reboot><devices>{disk}\
+         <disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>\
+         <serial type='file'><source path='{}' append='on'/></serial></devices></domain>",
+        kernel.image().display(),
+        initramfs.display(),
+        console.display(),
+    )
+}
+
+fn file_disk(path: &Path, format: &str) -> String {
+    format!(
+        "<disk type='file' device='disk'><driver name='qemu' type='{format}'/><source file='{}'/>\
+         <target dev='vda' bus='virtio'/></disk>",
+        path.display()
+    )
+}
+
+/// A qcow2 image with an empty ext4 in it.
+fn make_image(place: &Place) -> PathBuf {
+    let (raw, image) = (place.path("raw"), place.path("web.qcow2"));
+    std::fs::File::create(&raw).unwrap().set_len(64 << 20).unwrap();
+    run(tool("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(&raw));
+    run(tool("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(&raw).arg(&image));
+    image
+}
+
+/// The console of the guest, at whatever site.
+struct Console(PathBuf);
+
+impl Console {
+    fn lines(&self) -> Vec<String> {
+        let text = std::fs::read(&self.0).unwrap_or_default();
+        String::from_utf8_lossy(&text).lines().map(|line| line.trim().to_owned()).collect()
+    }
+
+    /// The newest number that stands behind a word.
+    fn newest(&self, word: &str) -> Option<u64> {
+        self.lines().iter().rev().find_map(|line| line.strip_prefix(word)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    fn count(&self, word: &str) -> usize {
+        self.lines().iter().filter(|line| line.starts_with(word)).count()
+    }
+
+    fn wait(&self, what: &str, mut is: impl FnMut() -> bool) {
+        let began = Instant::now();
+        while !is() {
+            assert!(began.elapsed() < PATIENCE * 2, "{what} never came: {:#?}", self.lines());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until the guest has booted `boots` times in all, with every line there; how many lines it found then.
+    fn boots(&self, boots: usize) -> u64 {
+        self.wait("a boot", || self.count("whole") + self.count("torn") >= boots);
+        assert_eq!((self.count("torn"), self.count("whole")), (0, boots), "{:#?}", self.lines());
+        self.newest("whole").unwrap()
+    }
+
+    /// Waits until it has written some more.
+    fn some_more(&self) -> u64 {
+        let now = self.newest("kept").unwrap_or(0);
+        self.wait("lines", || self.newest("kept").unwrap_or(0) >= now + 5);
+        self.newest("kept").unwrap()
+    }
+
+    fn assert_no_alarm(&self) {
+        let lines = self.lines();
+        let alarm = lines.iter().find(|line| ALARMS.iter().any(|alarm| line.contains(alarm)));
+        assert_eq!(alarm, None, "{lines:#?}");
+    }
+}
+
+/// A site with a daemon and an appliance.
+struct Site<'p> {
+    place: &'p Place,
+    name: &'static str,
+    libvirt: Libvirt,
+    appliance: Option<Appliance>,
+}
+
+impl<'p> Site<'p> {
+    fn start(place: &'p Place, name: &'static str) -> Site<'p> {
+        std::fs::create_dir(place.path(&format!("{name}-disks"))).unwrap();
+        let libvirt = Libvirt::start(&place.path(name));
+        let mut site = Site { place, name, libvirt, appliance: None };
+        site.serve();
+        site
+    }
+
+    fn serve(&mut self) {
+        let more = format!("[hypervisor]\nkind = \"libvirt\"\nuri = \"{}\"\npoll = \"50ms\"\n", self.libvirt.uri());
+        self.appliance = Some(self.place.serve_with(self.name, &more));
+    }
+
+    fn appliance(&self) -> &Appliance {
+        self.appliance.as_ref().unwrap()
+    }
+
+    fn ask(&self, args: &[&str]) -> Value {
+        self.appliance().ask(args).good()
+    }
+
+    /// Starts a task, and waits until it has ended well.
+    fn task(&self, args: &[&str]) {
+        self.done(&self.begin(args));
+    }
+
+    /// Starts a task; its number.
+    fn begin(&self, args: &[&str]) -> String {
+        let begun = self.ask(args);
+        begun["task"]["id"].as_str().or(begun["id"].as_str()).unwrap_or_else(|| panic!("{begun:#}")).to_owned()
+    }
+
+    /// Waits until a task has ended well.
+    fn done(&self, id: &str) {
+        let began = Instant::now();
+        loop {
+            let shown = self.ask(&["task", "show", id]);
+            if shown["state"] == "TASK_STATE_DONE" {
+                return;
+            }
+            let ended = ["TASK_STATE_FAILED", "TASK_STATE_CANCELLED"].iter().any(|s| shown["state"] == *s);
+            assert!(!ended && began.elapsed() < PATIENCE * 3, "{}: {shown:#}", self.name);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn until_mode(&self, mode: &str) {
+        self.appliance().until("d", mode, |shown| shown["mode"] == mode);
+    }
+
+    /// Waits until nothing works on the domain here.
+    fn until_idle(&self) {
+        let began = Instant::now();
+        let running = || self.ask(&["task", "list", "--domain", "d", "--running"]);
+        while !running()["tasks"].as_array().is_none_or(Vec::is_empty) {
+            assert!(began.elapsed() < PATIENCE, "{}: a task does not end", self.name);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn datastore(&self) -> String {
+        self.place.path(&format!("{}-disks", self.name)).display().to_string()
+    }
+
+    fn follow(&self, verb: &str, more: &[&str]) {
+        let datastore = self.datastore();
+        let mut args = vec![verb, "continuous", "d", "--datastore", &datastore, "--log-size", "256MiB", "--yes", "d"];
+        args.extend(more);
+        self.task(&args);
+        self.until_mode("DOMAIN_MODE_CONTINUOUS_REHYDRATION_IN_PROGRESS");
+    }
+}
+
+fn with_a_guest(what: &str, test: impl FnOnce(&Kernel)) {
+    match (missing(), Kernel::find()) {
+        (None, Ok(kernel)) => test(&kernel),
+        (Some(why), _) | (None, Err(why)) => skipped(what, &why),
+    }
+}
+
+#[test]
+fn a_running_guest_is_protected_fails_over_and_back_and_is_let_go_with_every_line() {
+    with_a_guest("a guest under libvirt", |kernel| {
+        let place = Place::new();
+        kernel.pack_with_button(SCRIPT, &place.path("initramfs"));
+        let image = make_image(&place);
+        let console = Console(place.path("console"));
+        let mut first = Site::start(&place, "first");
+        let mut second = Site::start(&place, "second");
+        first.libvirt.define(&definition(&place, kernel, "web", &file_disk(&image, "qcow2")));
+        first.libvirt.virsh(&["start", "web"]);
+        assert_eq!(console.boots(1), 0);
+        console.some_more();
+
+        // Without a stop: no further boot, and its disk is the export now and from its next start on.
+        first.ask(&["store", "add", "s", "--url", &place.store_url()]);
+        first.ask(&["domain", "create", "d", "--store", "s"]);
+        first.ask(&["vm", "protect", "d", "web"]);
+        for which in ["--inactive", "--security-info"] {
+            let xml = first.libvirt.virsh(&["dumpxml", which, "web"]);
+            assert!(xml.contains("name='web/vda'") && !xml.contains("web.qcow2"), "{xml}");
+        }
+        first.appliance().until_recoverable("d");
+        // A kill of the appliance is not noticed.
+        first.appliance.take().unwrap().kill();
+        std::thread::sleep(Duration::from_millis(300));
+        first.serve();
+        console.some_more();
+        console.assert_no_alarm();
+        first.appliance().until_recoverable("d");
+
+        // Planned: every line is there.
+        second.ask(&["store", "add", "s", "--url", &place.store_url()]);
+        second.ask(&["domain", "import", "d", "--store", "s"]);
+        let shown = second.appliance().until_recoverable("d");
+        assert_eq!(shown["vms"][0]["definition_kind"], "libvirt-xml", "{shown:#}");
+        second.follow("failover", &[]);
+        console.some_more();
+        second.task(&["failover", "complete", "d", "--planned", "--yes", "d"]);
+        assert_eq!(console.boots(2), console.newest("down").unwrap(), "{:#?}", console.lines());
+        assert_eq!(
+            (first.libvirt.state("web").as_str(), second.libvirt.state("web").as_str()),
+            ("shut off", "running")
+        );
+        console.some_more();
+        console.assert_no_alarm();
+
+        // Back in place, and then by force: the site is gone with its guest in the middle of writing.
+        first.until_idle();
+        first.follow("failback", &["--in-place"]);
+        // The daemon that is to shut the guest down is away when it is asked: the task waits for it.
+        second.libvirt.stop();
+        let back = first.begin(&["failover", "complete", "d", "--planned", "--yes", "d"]);
+        console.wait("the hand-over", || {
+            let tasks = second.ask(&["task", "list", "--domain", "d", "--running"]);
+            tasks["tasks"].as_array().is_some_and(|tasks| !tasks.is_empty())
+        });
+        std::thread::sleep(Duration::from_millis(500));
+        second.libvirt.start_again();
+        first.done(&back);
+        assert_eq!(console.boots(3), console.newest("down").unwrap());
+        second.until_idle();
+        second.follow("failover", &["--in-place"]);
+        let shipped = console.some_more();
+        first.ask(&["domain", "point", "d"]);
+        first.libvirt.power_failure();
+        first.appliance.take().unwrap().kill();
+        second.task(&["failover", "complete", "d", "--yes", "d"]);
+        let found = console.boots(4);
+        assert!(found >= shipped, "{found} of {shipped}");
+        second.until_mode("DOMAIN_MODE_RUNNING_IN_FAILOVER");
+
+        // It is shut down by hand and let go: its definition names the image.
+        second.libvirt.virsh(&["shutdown", "web"]);
+        console.wait("the end", || second.libvirt.state("web") == "shut off");
+        console.wait("what was noticed", || {
+            let events = second.ask(&["event", "list", "--subject", "d"]).to_string();
+            ["guest started", "guest stopped"].iter().all(|event| events.contains(event))
+        });
+        second.ask(&["vm", "unprotect", "d", "web"]);
+        let xml = second.libvirt.virsh(&["dumpxml", "web"]);
+        assert!(xml.contains("second-disks") && xml.contains("type='raw'") && !xml.contains("nbd"), "{xml}");
+        assert!(second.appliance.take().unwrap().stop().success());
+    });
+}
+
+#[test]
+fn a_guest_is_moved_on_and_back_and_what_fails_or_is_killed_half_way_leaves_it_where_it_was() {
+    with_a_guest("live protection under libvirt", |kernel| {
+        let place = Place::new();
+        kernel.pack_with_button(SCRIPT, &place.path("initramfs"));
+        let image = make_image(&place);
+        let console = Console(place.path("console"));
+        let mut site = Site::start(&place, "first");
+        site.libvirt.define(&definition(&place, kernel, "web", &file_disk(&image, "qcow2")));
+        site.libvirt.virsh(&["start", "web"]);
+        console.boots(1);
+        site.ask(&["store", "add", "s", "--url", &place.store_url()]);
+        site.ask(&["domain", "create", "d", "--store", "s"]);
+        let on_export = |site: &Site<'_>| site.libvirt.virsh(&["domblklist", "web"]).contains("web/vda");
+
+        // Somebody else's copy is in its way, and goes on: nothing is left of ours.
+        let other = place.path("other.raw");
+        site.libvirt.virsh(&["blockcopy", "web", "vda", other.to_str().unwrap(), "--transient-job"]);
+        let refused = site.appliance().ask(&["vm", "protect", "d", "web"]).bad(4);
+        assert!(refused.contains("is being copied by somebody else"), "{refused}");
+        assert!(site.libvirt.virsh(&["dumpxml", "web"]).contains("other.raw") && !on_export(&site));
+        site.libvirt.virsh(&["blockjob", "web", "vda", "--abort"]);
+        assert_eq!(std::fs::read_dir(place.path("first-state/images/d/web")).unwrap().count(), 0);
+
+        // Killed while it copies: the guest has its old disk, and the next start goes on.
+        let socket = site.appliance().socket.clone();
+        let asking = std::thread::spawn(move || {
+            super::appliance::Ran::of(
+                super::appliance::freshet().args(["--json", "vm", "protect", "d", "web", "--socket"]).arg(socket),
+            )
+        });
+        console.wait("a copy", || site.libvirt.virsh(&["dumpxml", "web"]).contains("<mirror") || on_export(&site));
+        site.appliance.take().unwrap().kill();
+        asking.join().unwrap();
+        console.some_more();
+        site.serve();
+        console.wait("the disk on its export", || on_export(&site));
+        site.appliance().until_recoverable("d");
+        console.some_more();
+
+        let back = site.ask(&["vm", "unprotect", "d", "web"]);
+        assert!(back["notes"].to_string().contains("web.qcow2"), "{back:#}");
+        assert!(site.libvirt.virsh(&["domblklist", "web"]).contains("web.qcow2"));
+        assert!(site.libvirt.virsh(&["dumpxml", "--inactive", "web"]).contains("web.qcow2"));
+        console.some_more();
+        console.assert_no_alarm();
+        assert_eq!(console.count("whole"), 1, "it never stopped");
+        site.libvirt.virsh(&["shutdown", "web"]);
+        console.wait("the end", || site.libvirt.state("web") == "shut off");
+        // While it is off its image is converted, and its definition changed.
+        site.ask(&["vm", "protect", "d", "web"]);
+        assert!(on_export(&site));
+        site.libvirt.virsh(&["start", "web"]);
+        assert_eq!(console.boots(2), console.newest("down").unwrap());
+        site.appliance().until_recoverable("d");
+        console.some_more();
+        console.assert_no_alarm();
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_driver_says_what_is_wrong_and_undefines_no_disk() {
+    let what = "a libvirt daemon";
+    if let Some(why) = missing() {
+        return skipped(what, &why);
+    }
+    let place = Place::new();
+    let mut libvirt = Libvirt::start(&place.path("one"));
+    let driver = LibvirtDriver::new(settings(&libvirt.uri())).unwrap();
+    let web = name("web");
+    assert_eq!(driver.state(&web).await.unwrap(), PowerState::Absent);
+    let image = place.image("web.img");
+    let xml = |name: &str, more: &str| {
+        format!(
+            "<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory><os><type>hvm</type></os><devices>{}{more}\
+             </devices></domain>",
+            file_disk(&image, "raw")
+        )
+    };
+    // A VM whose name is a number is not taken for a running guest's.
+    libvirt.define(&xml("1", ""));
+    libvirt.define(&xml("web", ""));
+    libvirt.virsh(&["start", "web"]);
+    assert_eq!(driver.state(&name("1")).await.unwrap(), PowerState::Off);
+    assert_eq!(driver.state(&web).await.unwrap(), PowerState::Running);
+    let refused = driver.undefine(&web).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Refused);
+    let evidence = driver.off_evidence(&web).await.unwrap();
+    assert!(!evidence.off && evidence.because.contains("running"), "{evidence:?}");
+    assert!(!driver.freeze(&web, Duration::from_secs(5)).await.unwrap(), "it has no agent");
+    driver.thaw(&web, Duration::from_secs(5)).await.unwrap();
+    // No guest hears the button: it is asked, and is on after the time that it had.
+    assert!(!driver.shutdown(&web, Duration::from_millis(300)).await.unwrap());
+
+    // The daemon is away, and comes back: the guest ran on.
+    libvirt.stop();
+    let away = driver.state(&web).await.unwrap_err();
+    assert_eq!(away.kind(), ErrorKind::Unreachable, "{away}");
+    libvirt.start_again();
+    assert_eq!(driver.state(&web).await.unwrap(), PowerState::Running);
+    driver.power_off(&web).await.unwrap();
+    driver.power_off(&web).await.unwrap();
+    let evidence = driver.off_evidence(&web).await.unwrap();
+    assert!(evidence.off && evidence.because.contains("no process of this host"), "{evidence:?}");
+
+    let wrong = LibvirtDriver::new(settings("foo:///bar")).unwrap().state(&web).await.unwrap_err();
+    assert!(matches!(wrong.kind(), ErrorKind::Invalid | ErrorKind::Unreachable), "{wrong}");
+    let guests = driver.guest_disks().unwrap();
+    assert!(guests.look(&name("nobody")).await.unwrap().is_none());
+    let found = guests.look(&web).await.unwrap().unwrap();
+    assert_eq!((found.running, found.disks.len(), found.disks[0].size), (false, 1, 4 << 20));
+    libvirt.define(&xml(
+        "bad",
+        "<hostdev mode='subsystem' type='usb'><source><vendor id='0x1'/><product id='0x2'/></source></hostdev>",
+    ));
+    let refused = guests.look(&name("bad")).await.unwrap_err();
+    assert!(refused.kind() == ErrorKind::Refused && refused.to_string().contains("passed through"), "{refused}");
+    libvirt.virsh(&["snapshot-create-as", "web", "before", "--disk-only"]);
+    let refused = guests.look(&web).await.unwrap_err();
+    assert!(refused.to_string().contains("snapshots (before"), "{refused}");
+    libvirt.virsh(&["snapshot-delete", "web", "before", "--metadata"]);
+
+    let before = std::fs::read(&image).unwrap();
+    assert!(!driver.freeze(&web, Duration::from_secs(5)).await.unwrap(), "it does not run");
+    driver.thaw(&web, Duration::from_secs(5)).await.unwrap();
+    driver.undefine(&web).await.unwrap();
+    driver.undefine(&web).await.unwrap();
+    assert_eq!(driver.state(&web).await.unwrap(), PowerState::Absent);
+    assert!(std::fs::read(&image).unwrap() == before, "undefining touches no disk");
+}
