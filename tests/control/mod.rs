@@ -11,6 +11,7 @@ mod failovers;
 mod figures;
 mod flow;
 mod hostile;
+mod logs;
 mod outsider;
 mod quiesce;
 mod rivals;
