@@ -208,8 +208,14 @@ async fn foreign_files_and_a_second_run_are_refused() {
     let refused = world.run(world.request()).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Refused, "{refused}");
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
-    world.run(RehydrateRequest { overwrite: true, ..world.request() }).await.unwrap();
+    let (counted, over) = (Arc::new(Progress::new()), RehydrateRequest { overwrite: true, ..world.request() });
+    rehydrate(&world.site, over, Arc::clone(&counted), Cancel::new()).await.unwrap();
     world.assert_disks(&world.images());
+    let now = counted.snapshot();
+    assert!(now.total > 0 && now.disks.iter().any(|disk| disk.disk == "web/root"), "{now:?}");
+    assert!(now.disks.iter().all(|disk| disk.done == disk.total), "all of each disk is there: {now:?}");
+    let sums = now.disks.iter().fold((0, 0), |sum, disk| (sum.0 + disk.total, sum.1 + disk.done));
+    assert_eq!(sums, (now.total, now.done), "disks are the parts of the whole");
 
     let cancel = Cancel::new();
     let (progress, request) = (Arc::new(Progress::new()), world.request());

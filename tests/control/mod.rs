@@ -11,6 +11,7 @@ mod figures;
 mod flow;
 mod hostile;
 mod libvirt;
+mod logs;
 mod outsider;
 mod qemu;
 mod quiesce;

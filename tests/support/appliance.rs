@@ -84,6 +84,16 @@ impl Place {
         };
         started.unwrap_or_else(|ran| panic!("it does not start: {ran:?}"))
     }
+
+    /// The same, with all its log lines, as JSON, in the file `<site>.log`.
+    pub(crate) fn serve_logged(&self, site: &str, more: &str) -> Appliance {
+        let settings = self.settings(site, &format!("{more}\n[log]\nformat = \"json\"\n"));
+        let log = std::fs::File::options().create(true).append(true).open(self.path(&format!("{site}.log"))).unwrap();
+        let mut command = freshet();
+        command.args(["--log", "freshet=debug"]).stderr(log);
+        let started = Appliance::start_as(command, &settings, &self.path(&format!("{site}-api.sock")));
+        started.unwrap_or_else(|ran| panic!("it does not start: {ran:?}"))
+    }
 }
 
 /// The program, with nothing of this machine's own settings.

@@ -270,3 +270,38 @@ fn a_vm_that_is_moved_is_known_until_that_is_done_or_it_is_gone() {
         })
         .unwrap();
 }
+
+#[test]
+fn a_catalog_is_looked_at_without_an_appliance_and_is_left_as_it_is() {
+    use crate::failover::{Entry, Event, Journal, TaskId};
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = open(dir.path()).unwrap();
+    let id = TaskId::new(Time::from_millis(1));
+    catalog.append(id, &Entry::new(1, Time::from_millis(5), Event::Began { step: 0 })).unwrap();
+    let path = catalog.path().to_owned();
+    // Beside one that has it open.
+    let seen = inspect_catalog(&path, true).unwrap().unwrap();
+    assert_eq!(seen.value("site"), Some(&"here".into()));
+    assert_eq!((seen.value("journal"), seen.value("task")), (Some(&1.into()), Some(&1.into())));
+    // Its only entry is readable, and begins no task.
+    assert_eq!(seen.problems().len(), 1, "{:?}", seen.problems());
+    assert!(seen.to_json()["entries"].to_string().contains("\"began\""));
+    drop(catalog);
+
+    // A copy where nothing may be written.
+    let copies = tempfile::tempdir().unwrap();
+    let copy = copies.path().join("copy");
+    std::fs::copy(&path, &copy).unwrap();
+    let before = std::fs::read(&copy).unwrap();
+    assert_eq!(inspect_catalog(&copy, false).unwrap().unwrap().value("journal"), Some(&1.into()));
+    assert_eq!(std::fs::read(&copy).unwrap(), before);
+    let with = |sql: &str| Connection::open(&copy).unwrap().execute_batch(sql).unwrap();
+    with("PRAGMA user_version = 99");
+    assert_eq!(inspect_catalog(&copy, false).unwrap_err().kind(), ErrorKind::Unsupported);
+    with("PRAGMA application_id = 7");
+    assert_eq!(inspect_catalog(&copy, false).unwrap_err().kind(), ErrorKind::Invalid);
+    std::fs::write(&copy, b"FRSHsegm, and no database").unwrap();
+    assert!(inspect_catalog(&copy, false).unwrap().is_none());
+    std::fs::write(&copy, [b"SQLite format 3\0".as_slice(), &[0xff; 5000]].concat()).unwrap();
+    assert_eq!(inspect_catalog(&copy, false).unwrap_err().kind(), ErrorKind::Damaged);
+}
