@@ -11,9 +11,10 @@ use std::sync::Arc;
 use freshet::cancel::Cancel;
 use freshet::capture::{ReplicateRequest, replicate};
 use freshet::error::ErrorKind;
-use freshet::ids::Name;
+use freshet::format::{Author, OwnerKind, OwnerRecord, ProcessIdentity};
+use freshet::ids::{Name, WriterId};
 use freshet::progress::Progress;
-use freshet::store::{BaseChoice, Domain, DomainWriter, HandOver, StartOptions};
+use freshet::store::{BaseChoice, Domain, DomainWriter, HandOver, StartOptions, keys};
 use world::World;
 
 const MIB: u64 = 1 << 20;
@@ -98,6 +99,30 @@ async fn writers_that_start_at_once_are_never_both_believed() {
         }
         assert!(believed <= 1, "{believed} of {} writers are believed", writers.len());
     }
+}
+
+/// A claim of a site that died before it said what it goes on from.
+async fn claim_without_base(world: &World, name: &str) {
+    let domain = open(world).await;
+    let (n, generation) = (domain.ownership().records() + 1, domain.ownership().newest_generation().next());
+    let author = Author { site: site(name), writer: WriterId::random(), process: ProcessIdentity::default() };
+    let kind = OwnerKind::Claim { generation, take_over: true };
+    let record = OwnerRecord { n, domain: domain.id(), at: world.site.now(), author, nonce: [7; 16], kind };
+    world.site.create(&keys::owner(&world.domain, n), vec![record.encode().to_vec().into()]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_take_over_finds_its_points_also_after_a_claim_that_died_before_its_base() {
+    let world = world().await;
+    let point = world.replicate(0).await.point;
+    claim_without_base(&world, "second site").await;
+    let mut seen = open(&world).await;
+    seen.tip().await.unwrap();
+    assert!(seen.points().await.unwrap().newest().is_none(), "readers wait for its base");
+    assert_eq!(seen.inheritable_points().await.unwrap().newest().map(|p| p.at), Some(point));
+    let writer = start(&world, "second site", true).await.unwrap();
+    assert_eq!(writer.base(), point);
+    writer.finish().await.unwrap();
 }
 
 async fn open(world: &World) -> Domain {

@@ -8,9 +8,9 @@ use super::context::Context;
 use super::report::Report;
 use super::units::bytes;
 use crate::control::proto::{
-    CreateDomainRequest, CutPointRequest, DeleteDomainRequest, Domain as Shown, DomainMode, ForgetDomainRequest,
-    GetDomainRequest, ImportAllDomainsRequest, ImportDomainRequest, ListDomainsRequest, PrepareDeleteDomainRequest,
-    WatchDomainRequest,
+    CreateDomainRequest, CutPointRequest, DeleteDomainRequest, Diverged, Domain as Shown, DomainMode,
+    ForgetDomainRequest, GetDomainRequest, ImportAllDomainsRequest, ImportDomainRequest, ListDomainsRequest,
+    PrepareDeleteDomainRequest, WatchDomainRequest,
 };
 use crate::control::{from_status, json_of, mode_words, status_words};
 use crate::error::{Error, ErrorKind, Result};
@@ -261,8 +261,27 @@ fn text(d: &Shown) -> String {
             }
         }
     }
+    if let Some(diverged) = &d.diverged {
+        out += &diverged_text(diverged);
+    }
     for problem in &d.problems {
         out += &format!("problem: {problem}\n");
+    }
+    out
+}
+
+/// What is only here, for people.
+fn diverged_text(diverged: &Diverged) -> String {
+    let size = diverged.bytes.map_or("an unknown number of bytes".to_owned(), |n| format!("up to {}", bytes(n)));
+    let mut out = format!("diverged: {size} here that the domain does not have");
+    if diverged.segments > 0 {
+        let (first, last) = (when(diverged.first.as_ref()), when(diverged.last.as_ref()));
+        out += &format!(", of that {} segments from {first} to {last}", diverged.segments);
+    }
+    out.push('\n');
+    for disk in &diverged.disks {
+        let ranges = disk.ranges.len() as u64 + disk.more;
+        out += &format!("  {}  {} in {ranges} ranges  {}\n", disk.disk, bytes(disk.bytes), disk.path);
     }
     out
 }

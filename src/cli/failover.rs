@@ -4,7 +4,8 @@ use clap::{Args, Subcommand};
 
 use super::appliance_args::{ApplianceArgs, answered, confirmed, report};
 use super::context::Context;
-use super::plan_args::{PlanArgs, text as plan_text, told};
+use super::plan_args::{PlanArgs, text as plan_text, told, wrong};
+use super::remote_args::RemoteArgs;
 use super::report::Report;
 use super::task::{follow, text};
 use crate::control::Client;
@@ -101,6 +102,8 @@ struct Complete {
     #[arg(long)]
     accept_damage: bool,
     #[command(flatten)]
+    remote: RemoteArgs,
+    #[command(flatten)]
     begin: Begin,
 }
 
@@ -190,7 +193,9 @@ impl Begin {
             return told(&planned.findings, planned.summary.as_ref());
         }
         let domain = plan.general.as_ref().map(|general| general.domain.clone()).unwrap_or_default();
-        if !planned.confirmation_token.is_empty() {
+        // What is lost, and what must be so at the other site, is said before anything is done.
+        let conditions = planned.summary.as_ref().is_some_and(|summary| !summary.remote_conditions.is_empty());
+        if !planned.confirmation_token.is_empty() || (conditions && !wrong(&planned.findings)) {
             let told = plan_text(&planned.findings, planned.summary.as_ref());
             confirmed(self.yes.as_deref(), &domain, told.trim_end())?;
         }
@@ -209,23 +214,29 @@ async fn ended(client: &Client, task: Option<Task>, watch: bool, context: &Conte
 
 impl Complete {
     async fn run(self, context: &Context) -> Result<Report> {
-        let Complete { domain, planned, point, accept_damage, begin } = self;
+        let Complete { domain, planned, point, accept_damage, remote, begin } = self;
+        let resume_remote = remote.settings(None)?;
         let client = begin.appliance.connect().await?;
-        let request =
-            PlanCompletionRequest { domain: domain.clone(), planned, point, resume_remote: None, accept_damage };
+        let request = PlanCompletionRequest {
+            domain: domain.clone(),
+            planned,
+            point,
+            resume_remote: resume_remote.clone(),
+            accept_damage,
+        };
         let PlanCompletionResponse { findings, summary, confirmation_token, .. } =
             answered(client.failover().plan_completion(request).await)?;
         if begin.dry_run {
             return told(&findings, summary.as_ref());
         }
-        if !confirmation_token.is_empty() {
+        if !confirmation_token.is_empty() || (resume_remote.is_some() && !wrong(&findings)) {
             confirmed(begin.yes.as_deref(), &domain, plan_text(&findings, summary.as_ref()).trim_end())?;
         }
         let request = CompleteFailoverRequest {
             domain,
             planned,
             point,
-            resume_remote: None,
+            resume_remote,
             confirmation_token,
             request_id: begin.request_id,
             accept_damage,

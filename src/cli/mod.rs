@@ -25,6 +25,7 @@ mod progress_view;
 mod protect;
 mod protect_ask;
 mod rehydrate;
+mod remote_args;
 mod replicate;
 mod report;
 mod runbook;

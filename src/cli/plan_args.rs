@@ -7,6 +7,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde_json::json;
 
 use super::appliance_args::{age_of, parse_pair, seconds, table};
+use super::remote_args::RemoteArgs;
 use super::report::Report;
 use super::units::{bytes, parse_size};
 use crate::control::proto::{
@@ -64,6 +65,8 @@ pub(super) struct PlanArgs {
     /// Leave the domain's runbook out
     #[arg(long)]
     without_runbook: bool,
+    #[command(flatten)]
+    remote: RemoteArgs,
 }
 
 impl PlanArgs {
@@ -73,7 +76,7 @@ impl PlanArgs {
     /// `Invalid` for the file.
     pub(super) fn plan(&self) -> Result<FailoverPlan> {
         let mut plan = match &self.plan {
-            Some(path) => read(path)?,
+            Some(path) => read_message(path, "plan", "FailoverPlan")?,
             None => FailoverPlan::default(),
         };
         plan.general.get_or_insert_with(GeneralStage::default).domain.clone_from(&self.domain);
@@ -99,12 +102,17 @@ impl PlanArgs {
         options.accept_divergence |= self.accept_divergence;
         options.accept_damage |= self.accept_damage;
         options.without_runbook |= self.without_runbook;
+        options.resume_remote = self.remote.settings(options.resume_remote.take())?;
         Ok(plan)
     }
 }
 
-fn read(path: &std::path::Path) -> Result<FailoverPlan> {
-    let what = || format!("plan {}", path.display());
+/// The message `name` of the interface that a file holds as JSON; errors call the file a `called`.
+///
+/// # Errors
+/// `Invalid` for what is in the file; what reading it says.
+pub(super) fn read_message<M: prost::Message + Default>(path: &std::path::Path, called: &str, name: &str) -> Result<M> {
+    let what = || format!("{called} {}", path.display());
     let text = std::fs::read_to_string(path).io_context(what)?;
     let invalid = |why: String| Error::new(ErrorKind::Invalid, format!("{}: {why}", what()));
     if text.len() > MOST_PLAN {
@@ -112,12 +120,17 @@ fn read(path: &std::path::Path) -> Result<FailoverPlan> {
     }
     let internal = |e: prost_reflect::DescriptorError| Error::with_source(ErrorKind::Internal, "read the interface", e);
     let pool = DescriptorPool::decode(DESCRIPTORS).map_err(internal)?;
-    let kind = pool.get_message_by_name("freshet.v1.FailoverPlan");
-    let kind = kind.ok_or_else(|| Error::new(ErrorKind::Internal, "the interface has no FailoverPlan"))?;
+    let kind = pool.get_message_by_name(&format!("freshet.v1.{name}"));
+    let kind = kind.ok_or_else(|| Error::new(ErrorKind::Internal, format!("the interface has no {name}")))?;
     let mut json = serde_json::Deserializer::from_str(&text);
     let message = DynamicMessage::deserialize(kind, &mut json).map_err(|e| invalid(e.to_string()))?;
     json.end().map_err(|e| invalid(e.to_string()))?;
     message.transcode_to().map_err(|e| invalid(e.to_string()))
+}
+
+/// Whether findings keep a plan from being started.
+pub(super) fn wrong(findings: &[Finding]) -> bool {
+    findings.iter().any(|found| found.severity() == Severity::Error)
 }
 
 /// How what is told of a plan looks, and whether it can be started.

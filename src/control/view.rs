@@ -150,6 +150,10 @@ impl Appliance {
             Ok(Ok(facts)) => {
                 view.follow = facts.follow.as_ref().map(|follow| follow_of(follow, facts.now));
                 view.set_mode(mode_of(failover::DomainMode::of(&facts, task.map(|task| task.kind))));
+                if let (failover::LocalDisks::Diverged { common, bytes }, None) = (facts.disks, &view.diverged) {
+                    let common = common.segment.get();
+                    view.diverged = Some(proto::Diverged { common, bytes, ..proto::Diverged::default() });
+                }
             }
             // What is not known now is shown as of the last look.
             Ok(Err(error)) => view.problems.push(error.to_string()),
@@ -180,8 +184,7 @@ impl Appliance {
         }
         view.generation = status.generation.unwrap_or_default();
         if status.shipped > 0 {
-            let time = status.point_time.as_deref().and_then(|text| text.parse::<jiff::Timestamp>().ok());
-            let time = time.map(|t| Time::from_millis(u64::try_from(t.as_millisecond()).unwrap_or(0)));
+            let time = status.point_time.as_deref().and_then(time_of);
             view.newest_point = time.map(|time| proto::Point {
                 number: status.shipped,
                 time: Some(timestamp(time)),
@@ -189,6 +192,7 @@ impl Appliance {
             });
         }
         view.rpo_ms = status.rpo_ms;
+        view.diverged = status.diverged.as_ref().map(diverged_of);
         let socket = crate::nbd::Address::Unix(self.settings.export_socket(&record.name));
         let served = !view.addresses.is_empty();
         view.vms =
@@ -253,6 +257,31 @@ impl Appliance {
     pub(crate) async fn view_vm(&self, record: &DomainRecord, vm: &Name) -> proto::Vm {
         let view = self.view(record).await;
         view.vms.into_iter().find(|one| one.name == vm.as_str()).unwrap_or_default()
+    }
+}
+
+/// A time as a status has it in words.
+fn time_of(text: &str) -> Option<Time> {
+    let time = text.parse::<jiff::Timestamp>().ok()?;
+    Some(Time::from_millis(u64::try_from(time.as_millisecond()).unwrap_or(0)))
+}
+
+fn diverged_of(diverged: &crate::protect::DivergedStatus) -> proto::Diverged {
+    let stamp = |text: &Option<String>| text.as_deref().and_then(time_of).map(timestamp);
+    let disks = diverged.disks.iter().map(|disk| proto::DivergedDisk {
+        disk: disk.disk.clone(),
+        path: disk.path.clone(),
+        bytes: disk.bytes,
+        ranges: disk.ranges.iter().map(|&(offset, length)| proto::ByteRange { offset, length }).collect(),
+        more: disk.more,
+    });
+    proto::Diverged {
+        common: 0,
+        segments: diverged.segments,
+        first: stamp(&diverged.first),
+        last: stamp(&diverged.last),
+        bytes: Some(diverged.disks.iter().map(|disk| disk.bytes).sum()),
+        disks: disks.collect(),
     }
 }
 

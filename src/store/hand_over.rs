@@ -83,8 +83,18 @@ impl Domain {
     }
 
     /// Takes back, in the name of site `by`, what [`Domain::request_hand_over`] asked; nothing to do where it does not ask.
-    /// A release that came meanwhile stands: its owner takes it back.
+    /// A release that came meanwhile stands: its owner takes it back. That it need not wait for `by` is told, too, where its
+    /// own claims have ended the request.
     pub async fn withdraw_request(&mut self, by: &Name) -> Result<HandOver> {
+        // Only who asks can take that back: so it asks once more, for a moment.
+        self.hand(by, |_, ownership| {
+            let unasked = matches!(ownership.hand_over(), HandOver::Released(_, None));
+            let told = ownership.unwanted().is_some_and(|(site, _)| site == by);
+            let theirs = ownership.newest().is_some_and(|newest| newest.author.site != *by);
+            let generation = ownership.newest_generation();
+            Ok((unasked && theirs && !told).then_some(OwnerKind::Request { generation }))
+        })
+        .await?;
         self.hand(by, |_, ownership| {
             let asks = ownership.request().is_some_and(|(site, _)| site == by);
             let generation = ownership.newest_generation();

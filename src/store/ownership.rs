@@ -184,6 +184,10 @@ pub struct Ownership {
     turned_down: Option<(Name, Time, Time)>,
     /// The same, since the domain changed hands.
     refusal: Option<(Name, Time, Time)>,
+    /// When a release was last taken back by its owner, since the domain changed hands and nobody has asked anew.
+    taken_back: Option<Time>,
+    /// Who took its request back last, and when, since the domain changed hands and nobody has asked anew.
+    unwanted: Option<(Name, Time)>,
     floor: SegmentNo,
     voids: Vec<(u64, Void)>,
 }
@@ -237,7 +241,7 @@ impl Ownership {
                     return Err(Void::OwnedAlready);
                 }
                 self.request = Some((record.author.site.clone(), record.at));
-                (self.turned_down, self.refusal) = (None, None);
+                (self.turned_down, self.refusal, self.taken_back, self.unwanted) = (None, None, None, None);
                 Ok(())
             }
             OwnerKind::Release { generation, .. } => {
@@ -275,7 +279,7 @@ impl Ownership {
         });
         (self.request, self.turned_down) = (None, None);
         if !own {
-            self.refusal = None;
+            (self.refusal, self.taken_back, self.unwanted) = (None, None, None);
         }
         Ok(())
     }
@@ -287,12 +291,19 @@ impl Ownership {
         let released = if own { newest.released.take() } else { None };
         let asks = self.request.as_ref().is_some_and(|(site, _)| own || *site == record.author.site);
         let request = if asks { self.request.take() } else { None };
+        if released.is_some() {
+            self.taken_back = Some(record.at);
+        }
         match (own, released, request) {
             (true, None, None) => Err(Void::NotReleased),
             (false, _, None) => Err(Void::OwnedByAnotherSite),
             (true, _, Some((site, at))) => {
                 self.turned_down = Some((site, at, record.at));
                 self.refusal.clone_from(&self.turned_down);
+                Ok(())
+            }
+            (false, _, Some((site, _))) => {
+                self.unwanted = Some((site, record.at));
                 Ok(())
             }
             _ => Ok(()),
@@ -402,6 +413,18 @@ impl Ownership {
     /// that next, and who asked must still read the answer.
     pub fn refusal(&self) -> Option<(Asked, Time)> {
         self.refusal.as_ref().map(|(site, at, since)| (Asked { site: site.clone(), at: *at }, *since))
+    }
+
+    /// When the owner last took a release back, since the domain changed hands. Whoever asked for it before is turned down
+    /// by that, though the owner's claims ended the request; asking anew ends it.
+    pub fn taken_back(&self) -> Option<Time> {
+        self.taken_back
+    }
+
+    /// The site that took its request back last, and when, since the domain changed hands and nobody has asked anew: an owner
+    /// that has released the domain meanwhile need not wait for it.
+    pub fn unwanted(&self) -> Option<(&Name, Time)> {
+        self.unwanted.as_ref().map(|(site, at)| (site, *at))
     }
 
     /// How far a hand-over of the newest generation is.

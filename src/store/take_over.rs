@@ -10,7 +10,7 @@ use futures::TryStreamExt;
 
 use super::keys::{self, ObjectKey};
 use super::liveness::{self, LastSign};
-use super::{Acceptance, Domain, Horizon, PointInfo, prefix};
+use super::{Acceptance, Domain, Horizon, PointInfo, Points, prefix};
 use crate::error::Result;
 use crate::format::{Author, Digest, OwnerKind, OwnerRecord, ProcessIdentity};
 use crate::ids::{Generation, Name, SegmentNo, SegmentRef, Time, WriterId};
@@ -106,6 +106,18 @@ impl Domain {
             cut_points,
             warnings: newest.warnings,
         })
+    }
+
+    /// The points that a take-over could go on from, those included that a claim whose author died keeps readers from
+    /// accepting.
+    ///
+    /// # Errors
+    /// What the storage site says; what is damaged is told in the warnings.
+    pub async fn inheritable_points(&self) -> Result<Points> {
+        let mut fresh = self.clone();
+        fresh.refresh().await?;
+        let tip = prefix::inheritable(self.site(), self.name(), fresh.ownership()).await?;
+        fresh.as_if_inherited(tip).points().await
     }
 
     /// This domain as it would be if a further generation had inherited everything up to `tip`.

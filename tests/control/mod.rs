@@ -1,8 +1,7 @@
-//! One file for each group of cases; what they share is here and in `appliance`.
+//! One file for each group of cases; what they share is in `support`.
 
 mod abandoned;
 mod access;
-mod appliance;
 mod catalog;
 mod certs;
 mod destroy;
@@ -15,3 +14,5 @@ mod libvirt;
 mod outsider;
 mod quiesce;
 mod rivals;
+
+pub(crate) use crate::support::appliance;

@@ -8,18 +8,21 @@
 
 use std::io::Write as _;
 
+pub(crate) mod appliance;
 pub(crate) mod contract;
 pub(crate) mod guest;
 pub(crate) mod kills;
 pub(crate) mod libvirt;
 pub(crate) mod mounts;
 pub(crate) mod naive_s3;
+pub(crate) mod namespaces;
 pub(crate) mod nbd_client;
 pub(crate) mod peers;
 pub(crate) mod pki;
 pub(crate) mod real_images;
 pub(crate) mod s3;
 pub(crate) mod scripted;
+pub(crate) mod site;
 
 /// Says that a test of another program was left out, in a line that CI counts; with `FRESHET_REQUIRE_PEERS=1`, where
 /// the program has to be there, it is a failure.

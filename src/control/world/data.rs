@@ -15,9 +15,17 @@ use crate::protect::{Origin, ProtectRequest, rehydrated_disks};
 use crate::rehydrate::{Completion, Following, Mode, RehydrateReport, RehydrateRequest, rehydrate};
 
 impl SiteWorld {
+    /// Keeps the plan by which disks come here. Until they are protected by it, no start serves what was protected before:
+    /// those are the disks that change.
     async fn keep(&self, domain: &Name, plan: &FailoverPlan, follows: bool) -> Result<()> {
         let (which, recovery) = (domain.clone(), Recovery { plan: plan.clone(), follows });
-        self.catalog.call(move |db| recovery.put(db, &which)).await
+        let change = move |db: &rusqlite::Connection| {
+            if catalog::parked(db, &which)?.is_none() {
+                catalog::park(db, &which, SegmentRef::default())?;
+            }
+            recovery.put(db, &which)
+        };
+        self.catalog.call(change).await
     }
 
     pub(super) async fn bring_to(&self, to: &RehydrateTo, progress: Arc<Progress>, cancel: Cancel) -> Result<Reached> {

@@ -32,7 +32,8 @@ impl SiteWorld {
         let protecting = hosted.as_ref().is_some_and(|status| !matches!(status.mode.as_str(), "fenced" | "failed"));
         let follow = self.follow_facts(domain, &view).await?;
         let is_ours = owner.site == self.settings.site;
-        let disks = self.local_disks(&record, protecting, is_ours, follow.as_ref()).await?;
+        let has_base = ownership.newest().is_some_and(|newest| newest.base.is_some());
+        let disks = self.local_disks(&record, protecting, is_ours, has_base, follow.as_ref()).await?;
         let done = follow.as_ref().map_or((0, 0), |follow| follow.done);
         let vms = vms(&summary, newest_point, hosted.as_ref().filter(|_| protecting), done);
         Ok(DomainFacts {
@@ -40,7 +41,7 @@ impl SiteWorld {
             site: self.settings.site.clone(),
             home,
             owner,
-            request: request(ownership),
+            request: request(ownership, &self.settings.site),
             floor: ownership.floor(),
             newest_point,
             vms,
@@ -81,7 +82,7 @@ impl SiteWorld {
         };
         let point = |stand: Option<Stand>| {
             let stand = stand?;
-            Some(PointFacts { at: view.locate(stand.point)?, time: stand.time })
+            Some(PointFacts { at: located(view.ownership(), stand.point), time: stand.time })
         };
         Ok(Some(FollowFacts {
             plan: recovery.plan,
@@ -101,6 +102,7 @@ impl SiteWorld {
         record: &DomainRecord,
         protecting: bool,
         is_ours: bool,
+        has_base: bool,
         follow: Option<&FollowFacts>,
     ) -> Result<LocalDisks> {
         if protecting {
@@ -120,7 +122,12 @@ impl SiteWorld {
                     false => LocalDisks::Diverged { common: SegmentRef::default(), bytes: None },
                 });
             }
-            return self.left_over(record).await;
+            return match has_base {
+                true => self.left_over(record).await,
+                // Until its new owner says what it goes on from, nobody can tell where both part. Whoever follows onto
+                // these disks is told then.
+                false => Ok(LocalDisks::Rehydrated { at: SegmentRef::default() }),
+            };
         }
         Ok(match self.known.recovery(&record.name).await? {
             Some(_) => LocalDisks::Rehydrated { at: SegmentRef::default() },
@@ -157,19 +164,37 @@ fn owner(ownership: &Ownership) -> Option<Owner> {
     })
 }
 
-fn request(ownership: &Ownership) -> Option<HandOverRequest> {
+/// The segment of this number, which the follower has accepted: beyond all settled bases it is of the generation that went
+/// on from the last one. The view at hand need not have seen it.
+fn located(ownership: &Ownership, n: SegmentNo) -> SegmentRef {
+    let newest = || ownership.newest_with_base().map_or(ownership.newest_generation(), |newest| newest.generation);
+    ownership.locate(n).unwrap_or_else(|| SegmentRef::new(newest(), n))
+}
+
+/// Who asks for the domain, as the site `here` sees it.
+fn request(ownership: &Ownership, here: &Name) -> Option<HandOverRequest> {
     let standing = |asked: crate::store::Asked, refused: Option<String>| HandOverRequest {
         site: asked.site,
         at: asked.at,
         refused,
         withdrawn: false,
     };
+    let unwanted = ownership.unwanted().map(|(site, at)| HandOverRequest {
+        withdrawn: true,
+        ..standing(crate::store::Asked { site: site.clone(), at }, None)
+    });
     match ownership.hand_over() {
-        HandOver::Asked(asked) => Some(standing(asked, None)),
-        HandOver::Released(_, asked) => asked.map(|asked| standing(asked, None)),
+        HandOver::Asked(asked) | HandOver::Released(_, Some(asked)) => Some(standing(asked, None)),
+        HandOver::Released(_, None) => unwanted,
+        HandOver::None | HandOver::TurnedDown(..) if unwanted.is_some() => unwanted,
         HandOver::None | HandOver::TurnedDown(..) => {
-            let (asked, at) = ownership.refusal()?;
-            Some(standing(asked, Some(format!("it was turned down at {at}"))))
+            if let Some((asked, at)) = ownership.refusal() {
+                return Some(standing(asked, Some(format!("it was turned down at {at}"))));
+            }
+            // The claim by which the owner released it ended the request: whoever waits is turned down all the same.
+            let at = ownership.taken_back().filter(|_| ownership.newest().is_some_and(|n| n.author.site != *here))?;
+            let asked = crate::store::Asked { site: here.clone(), at };
+            Some(standing(asked, Some(format!("its release was taken back at {at}"))))
         }
     }
 }

@@ -225,7 +225,8 @@ impl World for SiteWorld {
     }
 
     async fn clean_up(&self, domain: &Name) -> Result<()> {
-        self.remove_leftovers(domain).await
+        self.remove_leftovers(domain).await?;
+        self.publish_remote_settings(domain, None).await
     }
 
     async fn forget(&self, domain: &Name, delete_disks: bool) -> Result<()> {

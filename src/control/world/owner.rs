@@ -2,15 +2,15 @@
 
 use super::SiteWorld;
 use crate::error::{Error, ErrorKind, Result};
-use crate::failover::{Claim, Resumed};
+use crate::failover::{Claim, PointChoice, Resumed};
 use crate::ids::{Name, SegmentRef};
 use crate::rehydrate::Target;
-use crate::store::{BaseChoice, Domain, DomainWriter, StartOptions};
+use crate::store::{BaseChoice, Domain, DomainWriter, PointInfo, StartOptions};
 
 impl SiteWorld {
     /// Claims the domain, settles from where it goes on, and lets the claim go: what protects the disks claims it again.
     pub(super) async fn claim_domain(&self, claim: &Claim) -> Result<()> {
-        let (record, mut view) = self.view(&claim.domain).await?;
+        let (record, view) = self.view(&claim.domain).await?;
         let newest = view.ownership().newest().cloned();
         let newest = newest.ok_or_else(|| Error::new(ErrorKind::Internal, "a domain has a first claim"))?;
         let own = newest.author.site == self.settings.site;
@@ -24,10 +24,12 @@ impl SiteWorld {
             let why = format!("domain {}: generation {generation} belongs to site {site}", claim.domain);
             return Err(Error::new(ErrorKind::Fenced, why));
         }
-        let base = match claim.forced && newest.released.is_none() {
-            true => BaseChoice::Point(self.resolve(&mut view, claim.point.into()).await?),
-            // The final point is the last segment there is.
-            false => BaseChoice::NewestPoint,
+        let base = match (claim.forced && newest.released.is_none(), claim.point) {
+            (true, PointChoice::Number(_) | PointChoice::At(_)) => {
+                BaseChoice::Point(self.resolve(&view, claim.point.into()).await?.at.segment)
+            }
+            // The newest when the claim stands; after a release, the final point, which is the last segment there is.
+            _ => BaseChoice::NewestPoint,
         };
         let options = StartOptions {
             take_ownership: Some(base),
@@ -39,16 +41,16 @@ impl SiteWorld {
         writer.finish().await
     }
 
-    /// The segment at which a point ends.
-    pub(super) async fn resolve(&self, view: &mut Domain, target: Target) -> Result<crate::ids::SegmentNo> {
-        view.tip().await?;
+    /// A point that the domain can be taken over from.
+    pub(super) async fn resolve(&self, view: &Domain, target: Target) -> Result<PointInfo> {
+        let points = view.inheritable_points().await?;
         let none = || Error::new(ErrorKind::NotFound, format!("domain {} has no point yet", view.name()));
-        let at = match target {
-            Target::Newest => view.newest_point().await?.point.ok_or_else(none)?.at,
-            Target::Point(n) => view.points().await?.point(n)?.at,
-            Target::At(time) => view.points().await?.at_or_before(time)?.at,
-        };
-        Ok(at.segment)
+        Ok(match target {
+            Target::Newest => points.newest().ok_or_else(none)?,
+            Target::Point(n) => points.point(n)?,
+            Target::At(time) => points.at_or_before(time)?,
+        }
+        .clone())
     }
 
     /// Releases the domain at its last segment, which is `at`.

@@ -59,10 +59,9 @@ impl SiteWorld {
     /// The point, and what a take-over at it would cut off.
     async fn choose(&self, plan: &FailoverPlan, facts: &DomainFacts, survey: &mut Survey) {
         let chosen: crate::error::Result<_> = async {
-            let (_, mut view) = self.view(&facts.domain).await?;
-            let at = self.resolve(&mut view, plan.options.point.into()).await?;
-            let points = view.points().await?;
-            let point = points.point(at)?.clone();
+            let (_, view) = self.view(&facts.domain).await?;
+            let point = self.resolve(&view, plan.options.point.into()).await?;
+            let at = point.at.segment;
             let choice = if at == number(facts.newest_point) { BaseChoice::NewestPoint } else { BaseChoice::Point(at) };
             let preview = view.preview_take_over(choice).await?;
             Ok((PointFacts { at: point.at, time: point.time }, preview))

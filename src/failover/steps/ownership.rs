@@ -21,6 +21,10 @@ impl Context {
     pub(super) async fn request(&mut self) -> Result<Ran> {
         let facts = self.facts().await?;
         self.still_theirs(&facts)?;
+        if self.plan()?.options.resume_remote.is_none() {
+            // What a task before this one left, and could not take back, is not meant this time.
+            self.world.publish_remote_settings(self.domain(), None).await?;
+        }
         self.ask_for_it(&facts).await?;
         Ran::nothing()
     }

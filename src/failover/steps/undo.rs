@@ -48,6 +48,9 @@ impl Context {
 
     async fn start_again(&mut self) -> Result<()> {
         let facts = self.facts().await?;
+        if self.is_lost(&facts) {
+            return Ok(());
+        }
         self.still_ours(&facts)?;
         let hypervisor = self.world.hypervisor();
         for vm in self.task.learned.vms.clone() {
@@ -61,11 +64,23 @@ impl Context {
 
     async fn protect_again(&mut self) -> Result<()> {
         let facts = self.facts().await?;
+        if self.is_lost(&facts) {
+            return Ok(());
+        }
         self.still_ours(&facts)?;
         if !facts.protecting {
             self.world.protect(self.domain(), None, &[]).await?;
         }
         Ok(())
+    }
+
+    /// Whether another site has the domain: then there is nothing to go on with here, and nobody need be asked about it.
+    fn is_lost(&mut self, facts: &DomainFacts) -> bool {
+        let lost = facts.owner.site != facts.site;
+        if lost {
+            self.note(format!("nothing starts again here: {}", changed_hands(facts)));
+        }
+        lost
     }
 
     fn still_ours(&self, facts: &DomainFacts) -> Result<()> {

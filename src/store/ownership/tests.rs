@@ -223,8 +223,21 @@ fn the_owner_turns_a_request_down_and_who_asks_takes_it_back() {
     let released = asked.clone().release(1);
     assert_eq!(released.fold().hand_over(), HandOver::Released(released.last().at, Some(by(&released, 2))));
     let unasked = released.clone().resume("R", 1);
+    let unwanted = |log: &Log| log.fold().unwanted().map(|(site, at)| (site.to_string(), at));
+    assert_eq!(unwanted(&unasked), Some(("R".to_owned(), unasked.last().at)));
+    let earlier = asked.clone().resume("R", 1).claim("P", 2).base(2, at(0, 0)).release(2);
+    assert_eq!(unwanted(&earlier), Some(("R".to_owned(), Time::from_millis(4))), "the owner's claims change nothing");
+    assert_eq!((unwanted(&released), unwanted(&earlier.clone().request("R", 2))), (None, None));
+    assert_eq!(unwanted(&earlier.claim("R", 3)), None);
     assert_eq!(unasked.fold().hand_over(), HandOver::Released(released.last().at, None));
     assert_eq!(unasked.claim("X", 2).void(), None);
+    // A release that was taken back is an answer too, where the owner's claim ended the request before.
+    let anew = asked.claim("P", 2).base(2, at(0, 0)).release(2).resume("P", 2);
+    let when = Some(anew.last().at);
+    assert_eq!((anew.fold().hand_over(), anew.fold().taken_back()), (HandOver::None, when));
+    assert_eq!(anew.clone().claim("P", 3).fold().taken_back(), when);
+    assert_eq!(anew.clone().take_over("R", 3).fold().taken_back(), None);
+    assert_eq!(anew.request("R", 2).fold().taken_back(), None);
     // The owner's ends both.
     let back = released.resume("P", 1);
     assert!(matches!(back.fold().hand_over(), HandOver::TurnedDown(..)));

@@ -1,6 +1,7 @@
 //! A `freshet serve` process in a directory of its own, and what is asked of it.
 
-use std::io::{BufRead, BufReader};
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -9,22 +10,27 @@ use std::time::{Duration, Instant};
 use freshet::control::{Client, Target};
 use serde_json::Value;
 
-use crate::support::nbd_client::NbdClient;
+use super::namespaces::Namespace;
+use super::nbd_client::NbdClient;
 
 /// Longest wait for what must come; nothing else is asserted about time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const MIB: u64 = 1 << 20;
 
-/// Two sites and a storage site.
+/// Two sites and a storage site: a directory, unless `store` names another.
 pub(crate) struct Place {
     pub(crate) dir: tempfile::TempDir,
+    /// URL of the storage site where it is no directory.
+    pub(crate) store: Option<String>,
+    /// Networks in which the appliances of sites run, where they have one of their own.
+    pub(crate) networks: BTreeMap<String, Namespace>,
 }
 
 impl Place {
     pub(crate) fn new() -> Place {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("store")).unwrap();
-        Place { dir }
+        Place { dir, store: None, networks: BTreeMap::new() }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -32,7 +38,12 @@ impl Place {
     }
 
     pub(crate) fn store_url(&self) -> String {
-        format!("file://{}", self.path("store").display())
+        self.store.clone().unwrap_or_else(|| format!("file://{}", self.path("store").display()))
+    }
+
+    /// File with a site's options for the storage site, where it has any.
+    pub(crate) fn store_options(&self, site: &str) -> PathBuf {
+        self.path(&format!("{site}.options"))
     }
 
     /// A raw image with some data in it.
@@ -66,7 +77,11 @@ impl Place {
 
     pub(crate) fn serve_with(&self, site: &str, more: &str) -> Appliance {
         let settings = self.settings(site, more);
-        let started = Appliance::start(&settings, &self.path(&format!("{site}-api.sock")));
+        let socket = self.path(&format!("{site}-api.sock"));
+        let started = match self.networks.get(site) {
+            None => Appliance::start(&settings, &socket),
+            Some(network) => Appliance::start_by(&settings, &socket, |command| network.within(|| command.spawn())),
+        };
         started.unwrap_or_else(|ran| panic!("it does not start: {ran:?}"))
     }
 }
@@ -132,12 +147,18 @@ impl Drop for Appliance {
 impl Appliance {
     /// Starts one and waits until it listens.
     pub(crate) fn start(settings: &Path, socket: &Path) -> Result<Appliance, Ran> {
-        Appliance::start_as(freshet(), settings, socket)
+        Appliance::start_by(settings, socket, Command::spawn)
     }
 
-    fn start_as(mut command: Command, settings: &Path, socket: &Path) -> Result<Appliance, Ran> {
-        command.args(["--json", "serve", "--config"]).arg(settings).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
+    /// Starts one by `spawn`, as in a network of its own, and waits until it listens.
+    pub(crate) fn start_by(
+        settings: &Path,
+        socket: &Path,
+        spawn: impl FnOnce(&mut Command) -> io::Result<Child>,
+    ) -> Result<Appliance, Ran> {
+        let mut command = freshet();
+        command.args(["--json", "serve", "--config"]).arg(settings).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let mut child = spawn(&mut command).unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
         let mut text = String::new();
         // Ends where the process does.
@@ -163,6 +184,11 @@ impl Appliance {
     }
 
     pub(crate) fn kill(mut self) {
+        self.crash();
+    }
+
+    /// As [`Appliance::kill`], where the handle is needed on.
+    pub(crate) fn crash(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
@@ -198,7 +224,7 @@ impl Appliance {
                 return shown.json;
             }
             assert!(began.elapsed() < PATIENCE, "{what} never came: {shown:#?}");
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(100));
         }
     }
 
