@@ -196,7 +196,12 @@ async fn join(app: &Arc<Appliance>, record: &DomainRecord, vm: VmSource) -> Done
         }
     }
     let (which, written) = (domain.clone(), vm.clone());
-    let written = app.catalog.call(move |db| catalog::protect(db, &which, &written)).await;
+    let kept = move |db: &rusqlite::Connection| {
+        // Served from now on, whatever a recovery that came to nothing left.
+        catalog::unpark(db, &which)?;
+        catalog::protect(db, &which, &written)
+    };
+    let written = app.catalog.call(kept).await;
     if let Err(error) = written {
         // What the catalog does not know would be gone after a restart, unseen.
         for disk in &vm.disks {
