@@ -89,9 +89,10 @@ impl Place {
     pub(crate) fn serve_logged(&self, site: &str, more: &str) -> Appliance {
         let settings = self.settings(site, &format!("{more}\n[log]\nformat = \"json\"\n"));
         let log = std::fs::File::options().create(true).append(true).open(self.path(&format!("{site}.log"))).unwrap();
-        let mut command = freshet();
-        command.args(["--log", "freshet=debug"]).stderr(log);
-        let started = Appliance::start_as(command, &settings, &self.path(&format!("{site}-api.sock")));
+        let socket = self.path(&format!("{site}-api.sock"));
+        let started = Appliance::start_by(&settings, &socket, |command| {
+            command.args(["--log", "freshet=debug"]).stderr(log).spawn()
+        });
         started.unwrap_or_else(|ran| panic!("it does not start: {ran:?}"))
     }
 }
