@@ -29,11 +29,10 @@ pub(super) struct Demo {
     image: Vec<PathBuf>,
     /// Show a failover of real guests between two sites on this machine, and the way back, in two and a half minutes. It
     /// takes QEMU, e2fsprogs, a Debian cloud kernel and a static busybox
-    // Not shown before a run from end to end has been seen.
-    #[arg(long, hide = true, conflicts_with = "image")]
+    #[arg(long, conflicts_with = "image")]
     guest: bool,
     /// Directory where the kernel's package was unpacked [default: this machine's own kernels]
-    #[arg(long, hide = true, value_name = "DIR", requires = "guest")]
+    #[arg(long, value_name = "DIR", requires = "guest")]
     kernel_dir: Option<PathBuf>,
 }
 

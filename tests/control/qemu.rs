@@ -94,9 +94,12 @@ impl<'p> Guests<'p> {
         record["pid"].as_u64().unwrap()
     }
 
+    /// What the guest has said, in whole lines: half a number is another one.
     fn console(&self) -> String {
         let path = self.site.place.path(&format!("{}-vms/web/console", self.site.name));
-        String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+        let mut bytes = std::fs::read(path).unwrap_or_default();
+        bytes.truncate(bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Waits until the guest has said something that `wanted` finds.
