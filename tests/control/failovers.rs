@@ -10,31 +10,7 @@ use super::appliance::{Appliance, MIB, PATIENCE, Place};
 use super::figures::options_file;
 use crate::support::nbd_client::NbdClient;
 use crate::support::s3::{Fault, Options, Rule, S3Server, Verb};
-
-/// VMs as files that hold their state, in the directory that its name is in.
-const HYPERVISOR: &str = r#"#!/bin/sh
-set -eu
-dir=$(dirname "$0")
-input=$(cat)
-vm=$(printf %s "$input" | sed -n 's/.*"vm":"\([^"]*\)".*/\1/p')
-file="$dir/vm-$vm"
-set_state() { echo "$1" > "$dir/new-$vm"; mv "$dir/new-$vm" "$file"; }
-echo "$1 $vm" >> "$dir/calls"
-case $1 in
-    inventory) printf '{"vms":['; sep=
-        for f in "$dir"/vm-*; do [ -e "$f" ] || continue
-            printf '%s{"name":"%s","state":"%s"}' "$sep" "${f##*/vm-}" "$(cat "$f")"; sep=,; done; echo ']}';;
-    networks) echo '{"networks":["lan"]}';;
-    define) printf %s "$input" > "$dir/spec-$vm"; set_state off;;
-    undefine) [ -e "$file" ] || exit 9; rm "$file";;
-    start) [ -e "$file" ] || exit 9; set_state running;;
-    shutdown) if [ -e "$dir/hangs" ]; then echo '{"off":false}'; else set_state off; echo '{"off":true}'; fi;;
-    power-off) set_state off;;
-    state) [ -e "$file" ] || exit 9; echo "{\"state\":\"$(cat "$file")\"}";;
-    off-evidence) if [ ! -e "$file" ] || [ "$(cat "$file")" = off ]; then echo '{"off":true,"because":"it is off"}'
-        else echo '{"off":false,"because":"it runs"}'; fi;;
-esac
-"#;
+use crate::support::site::HYPERVISOR;
 
 /// One site: its appliance, its hypervisor, its directories.
 pub(super) struct Site<'p> {

@@ -82,8 +82,10 @@ fn make_image(place: &Place) -> PathBuf {
 struct Console(PathBuf);
 
 impl Console {
+    /// Whole lines: half a number is another one.
     fn lines(&self) -> Vec<String> {
-        let text = std::fs::read(&self.0).unwrap_or_default();
+        let mut text = std::fs::read(&self.0).unwrap_or_default();
+        text.truncate(text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
         String::from_utf8_lossy(&text).lines().map(|line| line.trim().to_owned()).collect()
     }
 

@@ -10,7 +10,7 @@ use super::appliance::{Appliance, PATIENCE, Place};
 use super::nbd_client::NbdClient;
 
 /// VMs as files that hold their state, in the directory that the driver is in.
-const HYPERVISOR: &str = r#"#!/bin/sh
+pub(crate) const HYPERVISOR: &str = r#"#!/bin/sh
 set -eu
 dir=$(dirname "$0")
 input=$(cat)
