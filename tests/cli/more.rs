@@ -1,7 +1,12 @@
 //! A demo on given images, and files of a newer program.
 
-use super::run;
+use std::time::Duration;
+
 use super::whole::Setup;
+use super::{freshet, ran, run};
+use crate::support::guest::Kernel;
+use crate::support::real_images::Kind;
+use crate::support::skipped;
 
 #[test]
 fn the_demo_compares_given_images_and_leaves_them_alone() {
@@ -17,6 +22,30 @@ fn the_demo_compares_given_images_and_leaves_them_alone() {
     assert!(std::fs::read(&image).unwrap() == bytes, "the given image was changed");
     assert!(work.join("datastore").is_dir(), "a directory that was named is kept");
     assert_eq!(demo(&work).code, 4, "a directory with something in it was used");
+}
+
+#[test]
+fn the_failover_to_watch_loses_no_row_on_the_planned_way_and_tells_what_the_disaster_cost() {
+    let what = "the demo with real guests";
+    let Ok(kernel) = Kernel::find() else { return skipped(what, "no QEMU, or no Debian cloud kernel here") };
+    if Kind::Ext4.missing().is_some() {
+        return skipped(what, "no mke2fs here");
+    }
+    let root = kernel.root();
+    let args = ["demo", "--guest", "--json", "--kernel-dir", root.to_str().unwrap()];
+    // It boots six guests under software emulation.
+    let ran = ran(freshet().args(args).timeout(Duration::from_secs(400)));
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let told = ran.json();
+    let rows = |way: &str, what: &str| told[way][what].as_u64().unwrap_or_else(|| panic!("{told:#}"));
+    let (acknowledged, found) = (rows("forced", "acknowledged_rows"), rows("forced", "found_rows"));
+    assert!(acknowledged > 0 && found > 0, "{told:#}");
+    assert_eq!(told["forced"]["rpo"]["rows"], acknowledged.saturating_sub(found), "{told:#}");
+    assert!(rows("planned", "found_rows") >= rows("planned", "acknowledged_rows"), "{told:#}");
+    assert!(rows("planned", "acknowledged_rows") > found, "the guests wrote at the second site: {told:#}");
+    assert_eq!(told["planned"]["rpo"]["rows"], 0, "{told:#}");
+    let dir = std::path::PathBuf::from(told["dir"].as_str().unwrap());
+    assert!(!dir.exists(), "{}: it was to be removed", dir.display());
 }
 
 #[test]

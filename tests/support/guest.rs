@@ -27,6 +27,11 @@ impl Kernel {
         GuestKernel::find(&dirs).map(Kernel).map_err(|e| e.to_string())
     }
 
+    /// The directory below which it was found, for programs that look for it themselves.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.0.image().ancestors().nth(2).unwrap().to_owned()
+    }
+
     /// The kernel, for programs that load it themselves.
     pub(crate) fn image(&self) -> &Path {
         self.0.image()
