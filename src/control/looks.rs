@@ -84,7 +84,17 @@ impl Looks {
     /// # Errors
     /// What the store says; it is remembered as the look's result.
     pub(crate) async fn look(&self, stores: &OpenStores, record: &DomainRecord, now: Time) -> Result<Look> {
-        match self.try_look(stores, record, now).await {
+        self.remember(self.read(stores, record, now).await, record, now)
+    }
+
+    /// The same, but where the owner's own word is what it was, what was seen then is taken to be so still. It speaks up
+    /// only now and then, so that this may be a little old.
+    async fn look_again(&self, stores: &OpenStores, record: &DomainRecord, now: Time) -> Result<Look> {
+        self.remember(self.read_if_changed(stores, record, now).await, record, now)
+    }
+
+    fn remember(&self, looked: Result<Kept>, record: &DomainRecord, now: Time) -> Result<Look> {
+        match looked {
             Ok(kept) => {
                 let look = kept.look.clone();
                 lock(&self.kept).insert(record.name.clone(), kept);
@@ -100,7 +110,7 @@ impl Looks {
         }
     }
 
-    async fn try_look(&self, stores: &OpenStores, record: &DomainRecord, now: Time) -> Result<Kept> {
+    async fn read_if_changed(&self, stores: &OpenStores, record: &DomainRecord, now: Time) -> Result<Kept> {
         let site = stores.open(&record.store).await?;
         let before = lock(&self.kept).get(&record.name).cloned();
         let before = before.filter(|kept| kept.view.site().url() == site.url() && record.id == Some(kept.view.id()));
@@ -130,6 +140,11 @@ impl Looks {
                 return Ok(kept);
             }
         }
+        self.read(stores, record, now).await
+    }
+
+    async fn read(&self, stores: &OpenStores, record: &DomainRecord, now: Time) -> Result<Kept> {
+        let site = stores.open(&record.store).await?;
         let view = Domain::open(&site, &record.name).await?;
         check_identity(record.id, &view)?;
         let home = view.ownership().generations().first().map(|first| first.author.site.clone());
@@ -154,7 +169,7 @@ impl Looks {
         let due: Vec<DomainRecord> = records.into_iter().filter(|r| r.id.is_some() && !skip(&r.name)).collect();
         let looks = due.iter().map(|record| async {
             let look = async {
-                if let Err(error) = self.look(stores, record, now()).await {
+                if let Err(error) = self.look_again(stores, record, now()).await {
                     tracing::debug!("look: {error}");
                 }
             };
