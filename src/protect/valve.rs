@@ -109,7 +109,7 @@ impl Valve {
     /// Looks after the mode until `end`.
     pub(crate) async fn run(&self, end: Cancel) {
         while !end.is_cancelled() {
-            self.enter(next(self.mode(), self.facts()));
+            self.step();
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
                 () = self.recorder.overrun() => {}
@@ -130,9 +130,9 @@ impl Valve {
         }
     }
 
-    fn enter(&self, next: CaptureMode) {
-        let before = self.mode();
-        let hold = match next {
+    fn step(&self) {
+        let (before, now) = advance(&self.mode, || self.facts());
+        let hold = match now {
             CaptureMode::Throttled => {
                 let part = (fill(self.backlog.waiting()) - THROTTLE_AT) / (PAUSE_AT - THROTTLE_AT);
                 self.longest_hold.mul_f64(part.clamp(0.0, 1.0))
@@ -140,17 +140,31 @@ impl Valve {
             _ => Duration::ZERO,
         };
         self.hold_micros.store(micros(hold), Relaxed);
-        if next == before {
+        if now == before {
             return;
         }
-        tracing::info!("capture: {before:?} -> {next:?}");
-        match next {
+        tracing::info!("capture: {before:?} -> {now:?}");
+        match now {
             CaptureMode::Normal if before == CaptureMode::Bitmap => self.recorder.resume(),
             CaptureMode::Bitmap | CaptureMode::Fenced | CaptureMode::Failed => self.recorder.pause(),
             _ => {}
         }
-        self.mode.send_replace(next);
     }
+}
+
+/// Makes of the mode what follows from it and from facts that are gathered after it was read: what it was, and what it is.
+/// Where somebody opens it meanwhile, that stays, and the next look goes on from there.
+fn advance(mode: &watch::Sender<CaptureMode>, facts: impl FnOnce() -> Facts) -> (CaptureMode, CaptureMode) {
+    let before = *mode.borrow();
+    let after = next(before, facts());
+    let changed = mode.send_if_modified(|mode| {
+        let changes = *mode == before && before != after;
+        if changes {
+            *mode = after;
+        }
+        changes
+    });
+    (before, if changed { after } else { before })
 }
 
 fn micros(time: Duration) -> u64 {
@@ -232,5 +246,23 @@ mod tests {
         for mode in [Starting, Normal, Throttled, Bitmap, Fenced, Failed] {
             assert_eq!((next(mode, fault), next(mode, fenced)), (Failed, Fenced), "{mode:?}");
         }
+    }
+
+    #[test]
+    fn what_is_opened_while_it_is_looked_at_stays_open() {
+        use CaptureMode::{Failed, Normal, Starting};
+        let well = Facts { fenced: false, sound: true, capturing: true, settled: true, fill: 0.0 };
+        for facts in [well, Facts { capturing: false, ..well }, Facts { sound: false, ..well }] {
+            let mode = watch::Sender::new(Starting);
+            let opened = || {
+                mode.send_replace(Normal);
+                facts
+            };
+            assert_eq!(advance(&mode, opened), (Starting, Starting), "{facts:?}");
+            assert_eq!(*mode.borrow(), Normal, "{facts:?}");
+        }
+        let mode = watch::Sender::new(Normal);
+        assert_eq!(advance(&mode, || Facts { sound: false, ..well }), (Normal, Failed));
+        assert_eq!(*mode.borrow(), Failed);
     }
 }
