@@ -70,7 +70,7 @@ impl Estate {
         }
         place.store = Some(s3.url("estate"));
         let place = Arc::new(place);
-        let sites = NAMES.map(|name| Site::start(&place, name)).into();
+        let sites = NAMES.map(|name| Site::start(Arc::clone(&place), name)).into();
         Some(Estate { guests: Vec::new(), vms: Vec::new(), sites, relays, _s3: s3, network, place })
     }
 
@@ -155,7 +155,7 @@ impl Estate {
 
     /// Waits until the domain runs at a site with all its guests.
     pub(crate) fn runs(&mut self, site: usize) {
-        self.sites[site].runs(if site == FIRST { HOME } else { AWAY });
+        self.sites[site].comes_to_run(if site == FIRST { HOME } else { AWAY });
         self.until("the guests' boots", |estate| estate.vms.iter().all(|vm| vm.site() == NAMES[site]));
         self.write_on(20);
     }

@@ -1,5 +1,6 @@
 //! A site: its appliance, a hypervisor behind the `exec` driver whose VMs are files, and its directories.
 
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use super::appliance::{Appliance, PATIENCE, Place};
 use super::nbd_client::NbdClient;
 
 /// VMs as files that hold their state, in the directory that the driver is in.
-pub(crate) const HYPERVISOR: &str = r#"#!/bin/sh
+const HYPERVISOR: &str = r#"#!/bin/sh
 set -eu
 dir=$(dirname "$0")
 input=$(cat)
@@ -37,28 +38,49 @@ esac
 /// States of a task that nothing follows.
 const ENDS: [&str; 3] = ["TASK_STATE_DONE", "TASK_STATE_FAILED", "TASK_STATE_CANCELLED"];
 /// Time between two looks.
-const LOOK_EVERY: Duration = Duration::from_millis(150);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// See the module.
-pub(crate) struct Site {
-    pub(crate) place: Arc<Place>,
+/// See the module. Its place is borrowed or shared.
+pub(crate) struct Site<P = Arc<Place>> {
+    pub(crate) place: P,
     pub(crate) name: &'static str,
     pub(crate) appliance: Appliance,
 }
 
-impl Site {
+impl<P: Deref<Target = Place> + Clone> Site<P> {
     /// Starts its appliance; makes the rest where it is not there.
-    pub(crate) fn start(place: &Arc<Place>, name: &'static str) -> Site {
+    pub(crate) fn start(place: P, name: &'static str) -> Site<P> {
+        Site::start_by(place, name, Place::serve_with)
+    }
+
+    /// The same, by a function of its place.
+    pub(crate) fn start_by(
+        place: P,
+        name: &'static str,
+        serve: impl FnOnce(&Place, &str, &str) -> Appliance,
+    ) -> Site<P> {
         use std::os::unix::fs::PermissionsExt;
         let dir = place.path(&format!("{name}-hypervisor"));
         if std::fs::create_dir(&dir).is_ok() {
             std::fs::write(dir.join("driver"), HYPERVISOR).unwrap();
             std::fs::set_permissions(dir.join("driver"), std::fs::Permissions::from_mode(0o755)).unwrap();
-            std::fs::create_dir(place.path(&format!("{name}-disks"))).unwrap();
         }
         let driver = dir.join("driver");
-        let more = format!("[hypervisor]\ncommand = \"{}\"\npoll = \"20ms\"\n", driver.display());
-        Site { place: Arc::clone(place), name, appliance: place.serve_with(name, &more) }
+        let more =
+            format!("metrics = \"127.0.0.1:0\"\n[hypervisor]\ncommand = \"{}\"\npoll = \"20ms\"\n", driver.display());
+        Site::with(place, name, &more, serve)
+    }
+
+    /// One whose settings end with `more`, and whose appliance is started by `serve`.
+    pub(crate) fn with(
+        place: P,
+        name: &'static str,
+        more: &str,
+        serve: impl FnOnce(&Place, &str, &str) -> Appliance,
+    ) -> Site<P> {
+        let _ = std::fs::create_dir(place.path(&format!("{name}-disks")));
+        let appliance = serve(&place, name, more);
+        Site { place, name, appliance }
     }
 
     /// Kills its appliance; guests run on.
@@ -69,7 +91,7 @@ impl Site {
     /// Starts its appliance anew; one that runs is killed.
     pub(crate) fn restart(&mut self) {
         self.crash();
-        *self = Site::start(&self.place, self.name);
+        *self = Site::start(self.place.clone(), self.name);
     }
 
     /// A file of the hypervisor.
@@ -137,6 +159,47 @@ impl Site {
         }
     }
 
+    /// Waits until a task is over, however it ended.
+    pub(crate) fn over(&self, id: &str) -> Value {
+        let began = Instant::now();
+        loop {
+            let shown = self.ask(&["task", "show", id]);
+            if ENDS.iter().any(|end| shown["state"] == *end) {
+                return shown;
+            }
+            assert!(began.elapsed() < PATIENCE, "{}: never over: {shown:#}", self.name);
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// Waits until a step of a task runs.
+    pub(crate) fn until_step(&self, id: &str, step: &str) {
+        let began = Instant::now();
+        loop {
+            let shown = self.ask(&["task", "show", id]);
+            let steps = shown["steps"].as_array().into_iter().flatten();
+            if steps.into_iter().any(|one| one["name"] == step && one["state"] == "running") {
+                return;
+            }
+            assert!(began.elapsed() < PATIENCE, "{}: {step} never runs: {shown:#}", self.name);
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// Waits until a task of the domain asks something here; that task.
+    pub(crate) fn asked(&self, domain: &str) -> Value {
+        let began = Instant::now();
+        loop {
+            let running = self.ask(&["task", "list", "--domain", domain, "--running"]);
+            let asking = running["tasks"].as_array().and_then(|all| all.iter().find(|t| t["question"].is_object()));
+            if let Some(task) = asking {
+                return task.clone();
+            }
+            assert!(began.elapsed() < PATIENCE, "{}: nothing is asked: {running:#}", self.name);
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
     /// Waits until nothing works on the domain here.
     pub(crate) fn until_idle(&self) {
         let began = Instant::now();
@@ -154,16 +217,26 @@ impl Site {
         self.appliance.until("d", mode, |shown| shown["mode"] == mode)
     }
 
-    /// Waits until the domain is in this mode and recoverable; it must be this site's, and run here.
+    /// Waits until the domain is in this mode and recoverable; it must be this site's, and run here by then.
     pub(crate) fn runs(&self, mode: &str) {
-        let shown = self.until_mode(mode);
-        self.appliance.until_recoverable("d");
-        assert_eq!(shown["owner_site"], self.name, "{shown:#}");
+        self.recovers(mode);
+        assert_eq!(self.power(), "running", "{}", self.name);
+    }
+
+    /// The same where somebody may have to start the guest first.
+    pub(crate) fn comes_to_run(&self, mode: &str) {
+        self.recovers(mode);
         let began = Instant::now();
         while self.power() != "running" {
             assert!(began.elapsed() < PATIENCE, "{}: web does not run", self.name);
             std::thread::sleep(LOOK_EVERY);
         }
+    }
+
+    fn recovers(&self, mode: &str) {
+        let shown = self.until_mode(mode);
+        self.appliance.until_recoverable("d");
+        assert_eq!(shown["owner_site"], self.name, "{shown:#}");
     }
 
     /// A guest of the disk `web/root`.

@@ -91,6 +91,20 @@ pub struct Recovery {
     pub steps: Vec<(String, f64)>,
 }
 
+impl Recovery {
+    fn of(rows: &RowWatch, found: u64, rto: Duration, task: &Value) -> Recovery {
+        let acknowledged = rows.newest();
+        Recovery {
+            acknowledged,
+            found,
+            lost_rows: acknowledged.saturating_sub(found),
+            rpo_seconds: rows.lost_since(found).as_secs_f64(),
+            rto_seconds: rto.as_secs_f64(),
+            steps: steps(task),
+        }
+    }
+}
+
 /// What was shown.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GuestDemoReport {
@@ -293,15 +307,7 @@ impl Demo {
         self.until_serving(&self.second).await?;
         let rto = since.elapsed();
         let found = self.found(&self.second).await?;
-        let acknowledged = rows.newest();
-        self.report.forced = Recovery {
-            acknowledged,
-            found,
-            lost_rows: acknowledged.saturating_sub(found),
-            rpo_seconds: rows.lost_since(found).as_secs_f64(),
-            rto_seconds: rto.as_secs_f64(),
-            steps: steps(&task),
-        };
+        self.report.forced = Recovery::of(&rows, found, rto, &task);
         self.done(since, format!("forced completion: both guests serve at the second site, with {found} rows"));
         Ok(())
     }
@@ -329,15 +335,7 @@ impl Demo {
         self.until_serving(&self.first).await?;
         let rto = since.elapsed();
         let found = self.found(&self.first).await?;
-        let acknowledged = rows.newest();
-        self.report.planned = Recovery {
-            acknowledged,
-            found,
-            lost_rows: acknowledged.saturating_sub(found),
-            rpo_seconds: rows.lost_since(found).as_secs_f64(),
-            rto_seconds: rto.as_secs_f64(),
-            steps: steps(&task),
-        };
+        self.report.planned = Recovery::of(&rows, found, rto, &task);
         self.done(since, format!("planned failback: both guests serve at the first site, with {found} rows"));
         let lost = self.report.planned.lost_rows;
         match lost {
