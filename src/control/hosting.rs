@@ -75,34 +75,29 @@ impl Hosted {
 
     /// Cuts a point, see [`Protection::cut_point`].
     pub(crate) async fn cut_point(&self, within: Duration) -> Result<u64> {
-        match &*self.stage.read().await {
-            Stage::Running(protection) => protection.cut_point(within).await,
-            other => Err(Hosted::refuse(other)),
-        }
+        let (point, ..) = self.cut_after(async |_| (PointFlags::default(), ())).await?;
+        self.until_shipped(point, within).await
     }
 
-    /// Cuts a point with the marks that `before` answers with; nothing can keep the cut waiting once that was begun.
+    /// Cuts a point with the marks that `before` answers with for the VMs that are protected; nothing can keep the cut
+    /// waiting once that was begun, and no VM joins in between.
     pub(crate) async fn cut_after<M>(
         &self,
-        before: impl Future<Output = (PointFlags, M)>,
+        before: impl AsyncFnOnce(Vec<Name>) -> (PointFlags, M),
     ) -> Result<(SegmentNo, PointFlags, M)> {
         let stage = self.stage.read().await;
         let Stage::Running(protection) = &*stage else { return Err(Hosted::refuse(&stage)) };
-        let (flags, made) = before.await;
+        let (flags, made) = before(protection.vms()).await;
         Ok((protection.cut(flags)?, flags, made))
     }
 
-    /// Waits until a point that was cut is part of the domain, see [`Protection::until_shipped`].
+    /// Waits until a point that was cut is part of the domain, see [`Protection::until_shipped`]. Nobody waits for this.
     pub(crate) async fn until_shipped(&self, point: SegmentNo, within: Duration) -> Result<u64> {
-        match &*self.stage.read().await {
-            Stage::Running(protection) => protection.until_shipped(point, within).await,
-            other => Err(Hosted::refuse(other)),
-        }
-    }
-
-    /// Names of the VMs whose disks it serves.
-    pub(crate) fn vms(&self) -> Vec<Name> {
-        self.request.vms.iter().map(|vm| vm.name.clone()).collect()
+        let shipped = match &*self.stage.read().await {
+            Stage::Running(protection) => protection.until_shipped(point, within),
+            other => return Err(Hosted::refuse(other)),
+        };
+        shipped.await
     }
 
     /// Has VMs or disks join, see [`Protection::add`].

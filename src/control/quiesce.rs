@@ -16,7 +16,7 @@ use tokio::sync::MutexGuard;
 
 use super::appliance::Appliance;
 use crate::datastore::sync_dir;
-use crate::error::{Error, ErrorKind, IoResultExt, Result};
+use crate::error::{Error, ErrorKind, IoResultExt, Result, ResultExt};
 use crate::failover::World;
 use crate::format::PointFlags;
 use crate::hypervisor::{Hypervisor, PowerState};
@@ -24,8 +24,6 @@ use crate::ids::Name;
 
 /// Time between two tries to thaw a guest that may be frozen.
 const THAW_AGAIN: Duration = Duration::from_secs(5);
-/// Time between two looks whether a point is due.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Longest wait for a point that was cut by itself.
 const WITHIN: Duration = Duration::from_secs(60);
 
@@ -59,11 +57,13 @@ impl FreezeNotes {
         FreezeNotes { dir: state.join("frozen") }
     }
 
-    fn note(&self, vm: &Name) -> Result<()> {
+    /// Notes that a VM may be frozen; whether that was not noted before.
+    fn note(&self, vm: &Name) -> Result<bool> {
         let path = self.dir.join(vm.key());
         std::fs::create_dir_all(&self.dir).io_context(|| format!("make {}", self.dir.display()))?;
+        let is_new = !path.exists();
         std::fs::write(&path, []).io_context(|| format!("make {}", path.display()))?;
-        sync_dir(&self.dir)
+        sync_dir(&self.dir).map(|()| is_new)
     }
 
     fn forget(&self, vm: &Name) -> Result<()> {
@@ -89,23 +89,30 @@ struct Freezer<'a> {
 }
 
 impl Freezer<'_> {
+    /// All of it within the limit: others stand still meanwhile.
     async fn freeze(&self, vm: &Name) -> Frozen {
-        match self.hypervisor.state(vm).await {
-            Ok(PowerState::Off) => return Frozen::Off,
-            Ok(PowerState::Running) => {}
-            Ok(PowerState::Absent) => return Frozen::No(format!("{} does not know it", self.hypervisor.describe())),
-            Err(e) => return Frozen::No(e.to_string()),
-        }
-        if let Err(e) = self.notes.note(vm) {
-            return Frozen::No(format!("it could not be noted that it is frozen: {e}"));
-        }
-        let frozen = tokio::time::timeout(self.limit, self.hypervisor.freeze(vm, self.limit)).await;
-        match frozen {
-            Ok(Ok(true)) => Frozen::Yes,
-            Ok(Ok(false)) => Frozen::No("no agent answers in the guest".to_owned()),
+        match tokio::time::timeout(self.limit, self.try_freeze(vm)).await {
+            Ok(Ok(frozen)) => frozen,
             Ok(Err(e)) => Frozen::No(e.to_string()),
             Err(_) => Frozen::No(format!("its agent did not freeze it within {} s", self.limit.as_secs_f64())),
         }
+    }
+
+    async fn try_freeze(&self, vm: &Name) -> Result<Frozen> {
+        match self.hypervisor.state(vm).await? {
+            PowerState::Off => return Ok(Frozen::Off),
+            PowerState::Absent => return Ok(Frozen::No(format!("{} does not know it", self.hypervisor.describe()))),
+            PowerState::Running => {}
+        }
+        let is_new = self.notes.note(vm).while_doing(|| "note that it is frozen")?;
+        if self.hypervisor.freeze(vm, self.limit).await? {
+            return Ok(Frozen::Yes);
+        }
+        if is_new {
+            // Nothing was asked of it: there is nothing to be thawed.
+            self.notes.forget(vm)?;
+        }
+        Ok(Frozen::No("no agent answers in the guest".to_owned()))
     }
 
     /// Thaws a VM that may be frozen; where that fails the note stays.
@@ -128,10 +135,10 @@ impl Freezer<'_> {
         futures::future::join_all(self.notes.all().iter().map(|vm| self.thaw(vm))).await;
     }
 
-    async fn freeze_all(&self, vms: &[Name]) -> (PointFlags, Vec<(Name, Frozen)>) {
+    async fn freeze_all(&self, vms: Vec<Name>) -> (PointFlags, Vec<(Name, Frozen)>) {
         let begun = Instant::now();
         let frozen = futures::future::join_all(vms.iter().map(|vm| self.freeze(vm))).await;
-        let mut all: Vec<(Name, Frozen)> = vms.iter().cloned().zip(frozen).collect();
+        let mut all: Vec<(Name, Frozen)> = vms.into_iter().zip(frozen).collect();
         // Some guests thaw themselves after a while, and do not say so.
         if begun.elapsed() > self.limit {
             for (_, frozen) in all.iter_mut().filter(|(_, frozen)| matches!(frozen, Frozen::Yes)) {
@@ -164,10 +171,9 @@ impl Appliance {
             .hosting
             .get(domain)
             .ok_or_else(|| Error::new(ErrorKind::Refused, format!("no VM of domain {domain} is protected here")))?;
-        let vms = hosted.vms();
         let cut = {
             let freezer = self.freezer().await;
-            let cut = hosted.cut_after(freezer.freeze_all(&vms)).await;
+            let cut = hosted.cut_after(async |vms| freezer.freeze_all(vms).await).await;
             freezer.thaw_all().await;
             cut
         };
@@ -180,21 +186,19 @@ impl Appliance {
         Ok(Quiesced { point, whole: flags.quiesced, left_out: left_out.collect() })
     }
 
-    /// Thaws guests that an earlier run, or a thaw that failed, left behind, and cuts points by itself where the settings
-    /// say so, until the appliance closes.
+    /// Thaws guests that an earlier run, or a thaw that failed, left behind, until the appliance closes.
+    pub(crate) async fn keep_thawing(self: Arc<Appliance>) {
+        while !self.closing.is_cancelled() {
+            self.thaw_what_is_left().await;
+            tokio::select! { () = tokio::time::sleep(THAW_AGAIN) => {} () = self.closing.cancelled() => {} }
+        }
+    }
+
+    /// Cuts points by itself, where the settings say so, until the appliance closes.
     pub(crate) async fn keep_quiescing(self: Arc<Appliance>) {
         let every = self.settings.protect.quiesce_every;
-        let (mut thawed, mut cut) = (None::<Instant>, Instant::now());
-        while !self.closing.is_cancelled() {
-            if thawed.is_none_or(|at| at.elapsed() >= THAW_AGAIN) {
-                self.thaw_what_is_left().await;
-                thawed = Some(Instant::now());
-            }
-            if every > Duration::ZERO && cut.elapsed() >= every {
-                cut = Instant::now();
-                self.quiesce_all().await;
-            }
-            tokio::select! { () = tokio::time::sleep(LOOK_EVERY) => {} () = self.closing.cancelled() => {} }
+        while every > Duration::ZERO && !self.closing.is_cancelled() {
+            tokio::select! { () = tokio::time::sleep(every) => self.quiesce_all().await, () = self.closing.cancelled() => {} }
         }
     }
 

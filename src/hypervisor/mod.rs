@@ -101,10 +101,12 @@ pub trait Hypervisor: Send + Sync {
     async fn state(&self, vm: &Name) -> Result<PowerState>;
 
     /// Has the agent in the guest freeze its file systems, which writes out what they hold, and waits up to `limit` for that.
-    /// Whether it did: `false` where there is no agent. After an error the guest may be frozen: thaw it in any case.
+    /// Whether it did: `false` where there is no agent, and nothing was asked of it. After an error the guest may be
+    /// frozen: thaw it in any case.
     ///
     /// # Errors
-    /// `Unreachable` where the agent answers and does not come to an end in time; what it says where it cannot.
+    /// `Unreachable` where the agent answers and does not come to an end in time; what it says where it cannot; `Refused`
+    /// where it froze none.
     async fn freeze(&self, vm: &Name, limit: Duration) -> Result<bool>;
 
     /// Has the agent thaw them. A guest that is not frozen, or is off, is no error.

@@ -330,21 +330,28 @@ impl Protection {
         pipeline.recorder.cut_marked(flags).ok_or_else(nothing)
     }
 
+    /// Names of the VMs that are protected now.
+    pub fn vms(&self) -> Vec<Name> {
+        self.request.vms.iter().map(|vm| vm.name.clone()).collect()
+    }
+
     /// Waits until a point that was cut is part of the domain; answers with its number.
     ///
     /// # Errors
     /// As [`cut_point`](Self::cut_point).
-    pub async fn until_shipped(&self, number: SegmentNo, within: Duration) -> Result<u64> {
-        let nothing = || Error::new(ErrorKind::Refused, "nothing is captured now; see the status");
-        let pipeline = self.pipeline.as_ref().ok_or_else(nothing)?;
-        let mut shipped = pipeline.shipped.clone();
-        let reached = tokio::time::timeout(within, shipped.wait_for(|shipped| shipped.at.segment >= number)).await;
-        match reached {
-            Ok(Ok(_)) => Ok(number.get()),
-            Ok(Err(_)) => Err(Error::new(ErrorKind::Fenced, "shipping has ended; see the status")),
-            Err(_) => {
-                let why = format!("point {} is cut and not part of the domain after {within:?}", number.get());
-                Err(Error::new(ErrorKind::Unreachable, why))
+    pub fn until_shipped(&self, number: SegmentNo, within: Duration) -> impl Future<Output = Result<u64>> + use<> {
+        let shipped = self.pipeline.as_ref().map(|pipeline| pipeline.shipped.clone());
+        async move {
+            let nothing = || Error::new(ErrorKind::Refused, "nothing is captured now; see the status");
+            let mut shipped = shipped.ok_or_else(nothing)?;
+            let reached = tokio::time::timeout(within, shipped.wait_for(|shipped| shipped.at.segment >= number)).await;
+            match reached {
+                Ok(Ok(_)) => Ok(number.get()),
+                Ok(Err(_)) => Err(Error::new(ErrorKind::Fenced, "shipping has ended; see the status")),
+                Err(_) => {
+                    let why = format!("point {} is cut and not part of the domain after {within:?}", number.get());
+                    Err(Error::new(ErrorKind::Unreachable, why))
+                }
             }
         }
     }

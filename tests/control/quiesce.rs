@@ -96,6 +96,16 @@ fn a_guest_is_frozen_while_its_point_is_cut_and_only_then_the_point_says_so() {
     assert_eq!((site.freezing(), site.file("guest").trim()), (vec!["freeze".into(), "thaw".into()], "thawed"));
     assert!(site.is_marked(point_of(&cut)));
 
+    // Who joined later is frozen too; who left is not.
+    let data = site.place.image("data");
+    first.ask(&["vm", "protect", "d", "db", "--disk", &format!("root={}", data.display())]).good();
+    first.until_recoverable("d");
+    let cut = first.ask(&["domain", "point", "d", "--quiesce"]).good();
+    assert_eq!((&cut["quiesced"], site.freezing()[2..].len()), (&true.into(), 4), "{cut:#}");
+    first.ask(&["vm", "unprotect", "d", "db"]).good();
+    first.ask(&["domain", "point", "d", "--quiesce"]).good();
+    assert_eq!(site.freezing()[6..], ["freeze", "thaw"]);
+
     site.say("none");
     let cut = first.ask(&["domain", "point", "d", "--quiesce"]).good();
     assert_ne!(cut["quiesced"], true, "{cut:#}");
@@ -104,6 +114,8 @@ fn a_guest_is_frozen_while_its_point_is_cut_and_only_then_the_point_says_so() {
         "{cut:#}"
     );
     assert!(!site.is_marked(point_of(&cut)));
+    // Nothing was asked of it: nothing is to be thawed.
+    assert_eq!(site.freezing()[8..], ["freeze"]);
 }
 
 #[test]

@@ -27,6 +27,15 @@ fn has_no_agent(error: &Error) -> bool {
     words.iter().any(|word| error.context().contains(word))
 }
 
+/// What virsh says of freezing, `Froze N filesystem(s)`, is that it froze some.
+fn froze_some(vm: &Name, said: &str) -> Result<()> {
+    let count = said.split_whitespace().find_map(|word| word.parse::<u64>().ok());
+    match count {
+        Some(1..) => Ok(()),
+        _ => Err(Error::new(ErrorKind::Refused, format!("VM {vm}: its agent froze no file system ({})", said.trim()))),
+    }
+}
+
 fn power(listed: Option<&Listed>) -> PowerState {
     match listed {
         None => PowerState::Absent,
@@ -106,10 +115,10 @@ impl LibvirtDriver {
     }
 
     /// Has the agent of a guest do what a verb of virsh's says.
-    async fn ask_agent(&self, vm: &Listed, verb: &str, limit: Duration) -> Result<()> {
+    async fn ask_agent(&self, vm: &Listed, verb: &str, limit: Duration) -> Result<String> {
         let order = [verb, &vm.uuid];
         match tokio::time::timeout(limit, self.virsh.ask(&order)).await {
-            Ok(done) => done.map(drop),
+            Ok(done) => done,
             Err(_) => {
                 let why = format!("{verb} of VM {}: its agent has not answered within {} s", vm.name, limit.as_secs());
                 Err(Error::new(ErrorKind::Unreachable, why))
@@ -260,7 +269,7 @@ impl Hypervisor for LibvirtDriver {
         let there = self.virsh.must_find(vm).await?;
         match self.ask_agent(&there, "domfsfreeze", limit).await {
             Err(error) if has_no_agent(&error) => Ok(false),
-            other => other.map(|()| true),
+            other => froze_some(vm, &other?).map(|()| true),
         }
     }
 
@@ -268,7 +277,7 @@ impl Hypervisor for LibvirtDriver {
         let Some(there) = self.virsh.find(vm).await? else { return Ok(()) };
         match self.ask_agent(&there, "domfsthaw", limit).await {
             Err(error) if has_no_agent(&error) => Ok(()),
-            other => other,
+            other => other.map(drop),
         }
     }
 

@@ -23,28 +23,28 @@ pub(super) async fn shut_down(dir: &Path, name: &str) -> Result<bool> {
     }
 }
 
-/// Has the agent run `command`, within `limit`. Whether there is one: what it is told is not begun otherwise.
+/// Has the agent run `command`, within `limit`. What it answers; `None` where there is none, and nothing was begun.
 ///
 /// # Errors
 /// `Unreachable` where it does not answer in time, `Io` with its words where it refuses.
-pub(super) async fn call(dir: &Path, name: &str, command: &str, limit: Duration) -> Result<bool> {
+pub(super) async fn call(dir: &Path, name: &str, command: &str, limit: Duration) -> Result<Option<Value>> {
     let what = format!("guest agent {}", dir.join(name).display());
     match Lines::connect(dir, name, what, WITHIN.min(limit)).await {
         Ok(lines) => run(lines, command, limit).await,
-        Err(_) => Ok(false),
+        Err(_) => Ok(None),
     }
 }
 
-async fn run(mut lines: Lines, command: &str, limit: Duration) -> Result<bool> {
+async fn run(mut lines: Lines, command: &str, limit: Duration) -> Result<Option<Value>> {
     if !greet(&mut lines).await? {
-        return Ok(false);
+        return Ok(None);
     }
     lines.set_limit(limit);
     lines.send(format!("{}\n", json!({ "execute": command })).as_bytes()).await?;
     let ended = |object: &Value| object.get("return").is_some() || object.get("error").is_some();
     let answer = lines.receive(ended).await.map_err(|e| e.while_doing(command))?;
     match answer.get("error") {
-        None => Ok(true),
+        None => Ok(answer.get("return").cloned()),
         Some(error) => {
             let why = error["desc"].as_str().unwrap_or("it does not say why");
             Err(Error::new(ErrorKind::Io, format!("{} does not {command}: {why}", lines.what())))
@@ -123,7 +123,7 @@ mod tests {
             let ran = run(lines, "guest-fsfreeze-freeze", Duration::from_secs(60)).await;
             agent.await.unwrap();
             match good {
-                true => assert!(ran.unwrap()),
+                true => assert_eq!(ran.unwrap(), Some(2.into())),
                 false => assert!(ran.unwrap_err().to_string().contains("guest-fsfreeze-freeze: frozen")),
             }
         }

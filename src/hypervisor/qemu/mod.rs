@@ -35,7 +35,7 @@ mod tests;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
@@ -395,12 +395,19 @@ impl Hypervisor for QemuDriver {
         if !folder.is_alive()? {
             return Ok(false);
         }
-        agent::call(folder.path(), AGENT, "guest-fsfreeze-freeze", limit).await
+        let frozen = agent::call(folder.path(), AGENT, "guest-fsfreeze-freeze", limit).await?;
+        match frozen.as_ref().map(Value::as_u64) {
+            None => Ok(false),
+            Some(Some(0) | None) => {
+                Err(Error::new(ErrorKind::Refused, format!("VM {vm}: its agent froze no file system")))
+            }
+            Some(_) => Ok(true),
+        }
     }
 
     async fn thaw(&self, vm: &Name, limit: Duration) -> Result<()> {
         let folder = self.folder(vm);
-        if !folder.is_alive()? || agent::call(folder.path(), AGENT, "guest-fsfreeze-thaw", limit).await? {
+        if !folder.is_alive()? || agent::call(folder.path(), AGENT, "guest-fsfreeze-thaw", limit).await?.is_some() {
             return Ok(());
         }
         let why = format!("VM {vm}: no agent answers that could thaw its file systems");
