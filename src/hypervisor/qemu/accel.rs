@@ -23,7 +23,9 @@ const SIGN: u8 = 0x2a;
 /// The exit code that this makes: the device shifts it and sets the lowest bit.
 const CODE: i32 = (SIGN as i32) << 1 | 1;
 const PORT: u8 = 0xf4;
-const FINDING: &str = "accelerator";
+/// Beside the folders of VMs, of which none begins with a dot.
+const FINDING: &str = ".accelerator";
+const PROBE: &str = ".probe";
 
 /// What guests run on here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,7 +78,7 @@ pub(super) async fn find(settings: &QemuSettings) -> Result<Finding> {
 
 /// Boots the probe guest with `accel`; why it does not boot, where it does not.
 async fn boots(program: &Path, dir: &Path, accel: &str, limit: Duration) -> Result<Option<String>> {
-    let image = dir.join("probe");
+    let image = dir.join(PROBE);
     // A disk of one sector is none to the firmware.
     let written = std::fs::write(&image, sector()).and_then(|()| {
         let file = std::fs::File::options().write(true).open(&image)?;

@@ -102,7 +102,8 @@ impl Folder {
         File::open(above).and_then(|dir| dir.sync_all()).io_context(|| format!("sync {}", above.display()))
     }
 
-    fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
+    /// Writes a file of the folder, whole or not at all.
+    pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let (path, new) = (self.dir.join(name), self.dir.join(format!("{name}.new")));
         let write = || {
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;

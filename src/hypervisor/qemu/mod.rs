@@ -32,6 +32,8 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -55,6 +57,8 @@ pub use settings::{AccelChoice, Console, Forward, NetworkKind, QemuNetwork, Qemu
 const LOOK: Duration = Duration::from_millis(50);
 /// Time after which a guest that does not shut down is asked once more: one that is just booting hears nothing.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// Bytes of the end of what a guest wrote that are kept.
+const SAID: usize = 4096;
 /// The run state of a guest that panicked.
 const PANICKED: &str = "guest-panicked";
 /// How long a QEMU may take to say how it is, and to end by itself before it is killed.
@@ -66,6 +70,8 @@ pub struct QemuDriver {
     settings: QemuSettings,
     ends: Ends,
     finding: OnceCell<Finding>,
+    /// The end of what guests wrote to consoles that are read only once.
+    said: Mutex<BTreeMap<Name, String>>,
 }
 
 impl QemuDriver {
@@ -78,7 +84,7 @@ impl QemuDriver {
         std::fs::metadata(&settings.program).io_context(|| format!("QEMU {}", settings.program.display()))?;
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&settings.dir);
         made.io_context(|| format!("make {}", settings.dir.display()))?;
-        Ok(QemuDriver { settings, ends: Ends::default(), finding: OnceCell::new() })
+        Ok(QemuDriver { settings, ends: Ends::default(), finding: OnceCell::new(), said: Mutex::default() })
     }
 
     fn folder(&self, vm: &Name) -> Folder {
@@ -90,6 +96,15 @@ impl QemuDriver {
         match folder.read()? {
             Some(spec) => Ok((folder, spec)),
             None => Err(Error::new(ErrorKind::NotFound, format!("VM {vm} is not defined on {}", self.describe()))),
+        }
+    }
+
+    /// The folder of a VM that is to end: one that runs does so whatever its definition has become.
+    fn to_end(&self, vm: &Name) -> Result<Folder> {
+        let folder = self.folder(vm);
+        match folder.is_alive()? {
+            true => Ok(folder),
+            false => self.known(vm).map(|(folder, _)| folder),
         }
     }
 
@@ -222,7 +237,7 @@ impl QemuDriver {
     }
 
     /// The newest of what the guest wrote to its serial console, in a line; empty where there is nothing.
-    async fn last_words(&self, folder: &Folder) -> String {
+    async fn last_words(&self, vm: &Name, folder: &Folder) -> String {
         if self.settings.console == Console::File {
             return folder.tail(CONSOLE);
         }
@@ -230,9 +245,14 @@ impl QemuDriver {
             let mut qmp = self.monitor(folder).await?;
             qmp.execute("ringbuf-read", json!({"device": "console", "size": 65536})).await
         };
-        // What was read is gone from the ring: the next one tells what came since.
         let text = read.await.ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default();
-        folder::last_lines(text.as_bytes())
+        // What was read is gone from the ring, and somebody asks again.
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = said.entry(vm.clone()).or_default();
+        all.push_str(&text);
+        let from = all.ceil_char_boundary(all.len().saturating_sub(SAID));
+        all.drain(..from);
+        folder::last_lines(all.as_bytes())
     }
 }
 
@@ -283,7 +303,8 @@ impl Hypervisor for QemuDriver {
             if !vars.exists() {
                 folder.make()?;
                 let from = &self.settings.uefi_vars;
-                std::fs::copy(from, &vars).io_context(|| format!("UEFI variables {}", from.display()))?;
+                let bytes = std::fs::read(from).io_context(|| format!("UEFI variables {}", from.display()))?;
+                folder.replace(UEFI_VARS, &bytes)?;
             }
         }
         folder.write(spec)?;
@@ -302,13 +323,15 @@ impl Hypervisor for QemuDriver {
     async fn start(&self, vm: &Name) -> Result<()> {
         let (folder, spec) = self.known(vm)?;
         if folder.is_alive()? {
-            return Ok(());
+            // Perhaps one that a start before this one left without an answer.
+            return self.until_running(vm, &folder).await;
         }
         if let Some(moving) = folder.moving()? {
             let why = format!("VM {vm} ended while its disk {} was moved to {}", moving.disk, moving.uri);
             let remedy = "either place may have its newest writes; define it again with the disk that has";
             return Err(Error::new(ErrorKind::Refused, format!("{why}: {remedy}")));
         }
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).remove(vm);
         let arguments = self.arguments(&spec).await?;
         let (program, ends, name, its) = (self.settings.program.clone(), self.ends.clone(), vm.clone(), folder.clone());
         let spawned =
@@ -318,7 +341,7 @@ impl Hypervisor for QemuDriver {
     }
 
     async fn shutdown(&self, vm: &Name, limit: Duration) -> Result<bool> {
-        let (folder, _) = self.known(vm)?;
+        let folder = self.to_end(vm)?;
         let until = Instant::now() + limit;
         folder.note_told(true)?;
         loop {
@@ -348,7 +371,7 @@ impl Hypervisor for QemuDriver {
     }
 
     async fn power_off(&self, vm: &Name) -> Result<()> {
-        let (folder, _) = self.known(vm)?;
+        let folder = self.to_end(vm)?;
         folder.note_told(true)?;
         // It may be told to end while its monitor hangs, or not at all: then it is killed.
         let quit = async { Qmp::connect(folder.path(), MONITOR, QUIT).await?.execute("quit", json!({})).await };
@@ -429,7 +452,7 @@ impl Hypervisor for QemuDriver {
             Err(e) => Err(e),
         };
         Ok(match status.as_deref() {
-            Ok(PANICKED) => Some(format!("its guest panicked: {}", self.last_words(&folder).await)),
+            Ok(PANICKED) => Some(format!("its guest panicked: {}", self.last_words(vm, &folder).await)),
             Ok("io-error") => {
                 // Its disk is there again, or the next write stops it once more.
                 let resumed = async { self.monitor(&folder).await?.execute("cont", json!({})).await };
