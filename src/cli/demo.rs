@@ -27,7 +27,7 @@ pub(super) struct Demo {
     /// Use a copy of this image as a disk instead of building some; can be repeated
     #[arg(long, value_name = "PATH")]
     image: Vec<PathBuf>,
-    /// Show a failover of real guests between two sites on this machine, and the way back, in two and a half minutes. It
+    /// Show a failover of real guests between two sites on this machine, and the way back, in a minute or two. It
     /// takes QEMU, e2fsprogs, a Debian cloud kernel and a static busybox
     #[arg(long, conflicts_with = "image")]
     guest: bool,

@@ -92,16 +92,21 @@ pub struct Recovery {
 }
 
 impl Recovery {
-    fn of(rows: &RowWatch, found: u64, rto: Duration, task: &Value) -> Recovery {
+    /// # Errors
+    /// `Unreachable` where no row was seen before: then nothing can be said of what was lost.
+    fn of(rows: &RowWatch, found: u64, rto: Duration, task: &Value) -> Result<Recovery> {
         let acknowledged = rows.newest();
-        Recovery {
+        if acknowledged == 0 {
+            return Err(Error::new(ErrorKind::Unreachable, "no row of the database was seen before its site was left"));
+        }
+        Ok(Recovery {
             acknowledged,
             found,
             lost_rows: acknowledged.saturating_sub(found),
             rpo_seconds: rows.lost_since(found).as_secs_f64(),
             rto_seconds: rto.as_secs_f64(),
             steps: steps(task),
-        }
+        })
     }
 }
 
@@ -130,8 +135,8 @@ pub struct GuestDemoReport {
 /// `Unsupported` where this machine lacks something, with what to install; `Damaged` where a row is missing that must not
 /// be; what any of the commands says.
 pub async fn guest_demo(request: GuestDemoRequest, progress: Arc<Progress>, cancel: Cancel) -> Result<GuestDemoReport> {
-    let mut demo = Demo::prepare(request, progress, cancel).await?;
-    let shown = demo.show().await;
+    let mut demo = Demo::prepare(request, progress, cancel.clone()).await?;
+    let shown = cancel.or_stop(demo.show()).await;
     let ended = demo.end().await;
     shown?;
     ended?;
@@ -182,9 +187,10 @@ impl Demo {
 
     /// Ends everything that was started, whatever happened.
     async fn end(&mut self) -> Result<()> {
-        let guests = [self.first.kill_guests().await, self.second.kill_guests().await];
+        // Appliances first: they start guests.
         self.first.kill_appliance();
         self.second.kill_appliance();
+        let guests = [self.first.kill_guests().await, self.second.kill_guests().await];
         guests.into_iter().collect()
     }
 
@@ -307,7 +313,7 @@ impl Demo {
         self.until_serving(&self.second).await?;
         let rto = since.elapsed();
         let found = self.found(&self.second).await?;
-        self.report.forced = Recovery::of(&rows, found, rto, &task);
+        self.report.forced = Recovery::of(&rows, found, rto, &task)?;
         self.done(since, format!("forced completion: both guests serve at the second site, with {found} rows"));
         Ok(())
     }
@@ -335,7 +341,7 @@ impl Demo {
         self.until_serving(&self.first).await?;
         let rto = since.elapsed();
         let found = self.found(&self.first).await?;
-        self.report.planned = Recovery::of(&rows, found, rto, &task);
+        self.report.planned = Recovery::of(&rows, found, rto, &task)?;
         self.done(since, format!("planned failback: both guests serve at the first site, with {found} rows"));
         let lost = self.report.planned.lost_rows;
         match lost {

@@ -4,6 +4,7 @@
 //! it ends.
 
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
 use crate::hypervisor::{
-    AccelChoice, Console, Forward, Hypervisor, NetworkKind, QemuDriver, QemuNetwork, QemuSettings, RunCommand,
+    AccelChoice, Console, Forward, NetworkKind, QemuDriver, QemuNetwork, QemuSettings, RunCommand,
 };
 use crate::ids::Name;
 
@@ -103,6 +104,8 @@ impl Site {
         let mut command = Command::new(&self.program);
         command.args(["--json", "serve", "--config"]).arg(self.dir.join("freshet.toml"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(file));
+        // What is typed at the terminal is for the demonstration, which ends it.
+        command.process_group(0);
         self.child = Some(command.spawn().io_context(|| format!("start {}", self.program.display()))?);
         let until = Instant::now() + PATIENCE;
         loop {
@@ -127,12 +130,14 @@ impl Site {
         }
     }
 
-    /// Ends every guest as a power failure would.
+    /// Ends every guest as a power failure would: all of them, whatever one of them says.
     pub(super) async fn kill_guests(&self) -> Result<()> {
-        for vm in self.driver.inventory().await? {
-            self.driver.kill(&vm.name).await?;
+        let mut done = Ok(());
+        for way in &self.ways {
+            let killed = self.driver.kill(&way.vm).await;
+            done = done.and(killed);
         }
-        Ok(())
+        done
     }
 
     /// What a command about the appliance says.
