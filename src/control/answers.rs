@@ -33,24 +33,42 @@ enum Answer {
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Answers {
-    /// The request that was answered last, and when.
-    given: Mutex<HashMap<Name, (Asked, Instant)>>,
+    /// The request that was answered last.
+    given: Mutex<HashMap<Name, Given>>,
+}
+
+/// An answer that was given.
+#[derive(Debug, Clone)]
+struct Given {
+    to: Asked,
+    at: Instant,
+    /// Its task could not begin: that is tried again.
+    not_begun: bool,
 }
 
 impl Answers {
     /// What to do about `asked` now, which is taken for done. `None` where there is nothing to do yet.
     fn next(&self, domain: &Name, asked: &Asked, hands_over: bool, now: Instant) -> Option<Answer> {
         let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = given.get(domain).filter(|(before, _)| before == asked).map(|(_, at)| *at);
+        let before = given.get(domain).filter(|before| before.to == *asked);
         let answer = match before {
             None if hands_over => Answer::HandOver,
             None => Answer::TurnDown,
+            Some(before) if now.saturating_duration_since(before.at) < PAUSE => return None,
+            Some(before) if before.not_begun && hands_over => Answer::HandOver,
             // Its task has ended, or it could not be turned down: it is not handed over by asking on.
-            Some(at) if now.saturating_duration_since(at) >= PAUSE => Answer::TurnDown,
-            Some(_) => return None,
+            Some(_) => Answer::TurnDown,
         };
-        given.insert(domain.clone(), (asked.clone(), now));
+        given.insert(domain.clone(), Given { to: asked.clone(), at: now, not_begun: false });
         Some(answer)
+    }
+
+    /// The task that was to hand `domain` over could not begin.
+    fn not_begun(&self, domain: &Name) {
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(given) = given.get_mut(domain) {
+            given.not_begun = true;
+        }
     }
 }
 
@@ -64,7 +82,13 @@ impl Appliance {
                 };
                 let hands_over = self.settings.failover.hands_over;
                 let done = match self.answers.next(&domain, &asked, hands_over, Instant::now()) {
-                    Some(Answer::HandOver) => self.begin_hand_over(&domain, asked.site.clone()).await,
+                    Some(Answer::HandOver) => {
+                        let begun = self.begin_hand_over(&domain, asked.site.clone()).await;
+                        if begun.is_err() {
+                            self.answers.not_begun(&domain);
+                        }
+                        begun
+                    }
                     Some(Answer::TurnDown) => hosted.turn_down().await.map(|()| "turned down".to_owned()),
                     None => continue,
                 };
@@ -111,6 +135,10 @@ mod tests {
         assert_eq!(next(1, true, PAUSE * 3 / 2), None);
         assert_eq!(next(1, true, PAUSE * 2), Some(Answer::TurnDown), "it could not be told before");
         assert_eq!(next(2, true, PAUSE * 2), Some(Answer::HandOver), "asked anew");
+        answers.not_begun(&domain);
+        assert_eq!(next(2, true, PAUSE * 5 / 2), None);
+        assert_eq!(next(2, true, PAUSE * 3), Some(Answer::HandOver), "no task could begin before");
+        assert_eq!(next(2, true, PAUSE * 4), Some(Answer::TurnDown), "one had begun");
         assert_eq!(next(3, false, PAUSE * 2), Some(Answer::TurnDown));
     }
 }

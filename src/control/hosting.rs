@@ -285,13 +285,12 @@ impl Hosted {
         let site = stores.open(store).await?;
         let mut protection = Protection::open(site, self.request.clone()).await?;
         *self.stage.write().await = Stage::Claiming(Box::new(protection.observer()));
-        self.note_addresses(&protection)?;
-        let claimed = protection.claim(&self.cancel, |error| self.trouble(error)).await;
-        match claimed {
-            Ok(()) => {
-                self.note_addresses(&protection)?;
-                Ok(protection)
-            }
+        let claimed = match self.note_addresses(&protection) {
+            Ok(()) => protection.claim(&self.cancel, |error| self.trouble(error)).await,
+            Err(error) => Err(error),
+        };
+        match claimed.and_then(|()| self.note_addresses(&protection)) {
+            Ok(()) => Ok(protection),
             Err(error) => {
                 lock(&self.addresses).clear();
                 if let Err(also) = protection.stop().await {

@@ -7,7 +7,7 @@
 use std::io::Read;
 use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use serde_json::{Value, json};
 
 use super::schema::{APPLICATION, VERSION};
@@ -53,8 +53,8 @@ pub fn inspect_catalog(path: &Path, list: bool) -> Result<Option<InspectReport>>
     Ok(Some(report))
 }
 
-/// Read only. Where SQLite may not even make the file by which readers know of each other, the database is taken for one
-/// that nobody changes.
+/// Read only. Where SQLite may not even make the file by which readers know of each other, and nothing waits in a log
+/// beside it, the database is taken for one that nobody changes.
 fn open(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
     let try_open = |immutable: &str| -> rusqlite::Result<Connection> {
@@ -65,7 +65,12 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
         db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))?;
         Ok(db)
     };
-    try_open("").or_else(|_| try_open("&immutable=1"))
+    let wal = std::path::PathBuf::from(format!("{}-wal", path.display()));
+    let is_alone = std::fs::metadata(wal).map_or(true, |there| there.len() == 0);
+    try_open("").or_else(|error| match error.sqlite_error_code() {
+        Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly) if is_alone => try_open("&immutable=1"),
+        _ => Err(error),
+    })
 }
 
 fn look(db: &Connection, report: &mut InspectReport) -> Result<()> {

@@ -40,7 +40,7 @@ impl SiteWorld {
             vms: to.vms.clone(),
             ..self.known.rehydrate_request(&to.plan).await?
         };
-        reached(rehydrate(&site, request, progress, cancel).await?)
+        reached(domain, rehydrate(&site, request, progress, cancel).await?)
     }
 
     pub(super) async fn begin_following(&self, plan: &FailoverPlan) -> Result<()> {
@@ -90,10 +90,11 @@ impl SiteWorld {
         }
         let status = hosted.status().await;
         tracing::info!(mode = %status.mode, "its protection is ended: the domain is another site's");
-        match self.hosting.end(domain).await {
-            Some(Err(error)) => Err(error),
-            _ => Ok(()),
+        // However it ended, its disks are let go; what they hold of their own is judged next.
+        if let Some(Err(error)) = self.hosting.end(domain).await {
+            tracing::warn!("it ended badly: {error}");
         }
+        Ok(())
     }
 
     pub(super) async fn complete_following(
@@ -107,7 +108,7 @@ impl SiteWorld {
         let recovery = self.known.recovery(domain).await?.ok_or_else(none)?;
         let completed = self.followers.complete(domain, Completion::Point(at.segment)).await;
         let reached = match completed {
-            Some(Ok(report)) if report.point == at && !report.between_points => reached(report)?,
+            Some(Ok(report)) if report.point == at && !report.between_points => reached(domain, report)?,
             other => {
                 if let Some(Err(error)) = other {
                     tracing::warn!("its follower did not come to segment {}: {error}", at.segment);
@@ -327,9 +328,10 @@ async fn remove_file(path: PathBuf) -> Result<()> {
 }
 
 /// What a rehydration came to. VMs that the point does not cover are damage: their disks are of no one moment.
-fn reached(report: RehydrateReport) -> Result<Reached> {
+fn reached(domain: &Name, report: RehydrateReport) -> Result<Reached> {
     if report.between_points {
-        let why = format!("disks are past point {} and equal none: rehydrating goes on from there", report.point);
+        let (point, remedy) = (report.point, "trying again goes on from there, once the storage site answers");
+        let why = format!("disks of domain {domain} are past point {point} and equal none; {remedy}");
         return Err(Error::new(ErrorKind::Unreachable, why));
     }
     let ranges = report.damage.iter().map(|d| {

@@ -226,7 +226,11 @@ impl World for SiteWorld {
 
     async fn clean_up(&self, domain: &Name) -> Result<()> {
         self.remove_leftovers(domain).await?;
-        self.publish_remote_settings(domain, None).await
+        // Guests run: this must not keep the task from its end. Whoever asks next clears them away first.
+        if let Err(error) = self.publish_remote_settings(domain, None).await {
+            tracing::warn!("settings for the other site are left in the storage site: {error}");
+        }
+        Ok(())
     }
 
     async fn forget(&self, domain: &Name, delete_disks: bool) -> Result<()> {

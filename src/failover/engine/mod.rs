@@ -421,8 +421,12 @@ fn given_up(task: &mut Task, abandoned: &Abandoned) {
         "given up by {}, since its journal cannot be read: {}; nothing was undone",
         abandoned.actor, abandoned.why
     );
-    task.state = TaskState::Failed { error: TaskError { kind: ErrorKind::Damaged, text } };
-    (task.ended, task.trouble, task.progress) = (Some(abandoned.at), None, None);
+    task.trouble = None;
+    // What had ended well before an entry that cannot be read has ended so.
+    if !task.state.is_terminal() {
+        task.state = TaskState::Failed { error: TaskError { kind: ErrorKind::Damaged, text } };
+        (task.ended, task.progress) = (Some(abandoned.at), None);
+    }
 }
 
 /// The task that entries of a journal make, as far as they make one, and what cannot be read or does not fit. No I/O.

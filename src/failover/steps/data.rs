@@ -57,8 +57,8 @@ impl Context {
             false => Choice::Abort,
         };
         let text = format!(
-            "{} ranges of disks of domain {} cannot be recovered; the step's log names them. Retry tries them again; \
-             confirm goes on with the damage; {out} ends the task",
+            "{} parts of the disks of domain {} are not as they were at the point; the step's log names them. Retry tries \
+             to read them again; confirm goes on with them as they are; {out} ends the task",
             reached.damage.len(),
             self.domain()
         );
