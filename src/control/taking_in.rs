@@ -93,7 +93,7 @@ impl<'a> TakingIn<'a> {
                 }
             });
         let moved = match unchanged {
-            Ok(()) => self.finish(&vm).await,
+            Ok(()) => self.finish(&vm, Trust::Images).await,
             Err(error) => Err(error),
         };
         match moved {
@@ -104,7 +104,9 @@ impl<'a> TakingIn<'a> {
                 Err(error.while_doing("some of its disks have moved, and are protected; protect it again to go on"))
             }
             Err(error) => {
-                self.undo(&vm).await?;
+                if let Err(also) = self.undo(&vm).await {
+                    return Err(error.while_doing(format!("and it could not be undone ({also})")));
+                }
                 remove_files(&made).await;
                 Err(error)
             }
@@ -145,8 +147,9 @@ impl<'a> TakingIn<'a> {
         let done = async {
             for conversion in conversions {
                 made.seen.push(seen(&conversion.from)?);
-                made.files.push(conversion.to.clone());
                 convert(conversion).await?;
+                // Not before: what was there already is not ours to remove.
+                made.files.push(conversion.to.clone());
             }
             if found.running {
                 for disk in &vm.disks {
@@ -170,6 +173,8 @@ impl<'a> TakingIn<'a> {
         let (domain, written) = (self.record.name.clone(), vm.clone());
         let moving = Moving { vm: vm.name.clone(), fills };
         let write = move |db: &rusqlite::Connection| {
+            // Served from now on, whatever a recovery that came to nothing left.
+            catalog::unpark(db, &domain)?;
             catalog::protect(db, &domain, &written)?;
             moving.begin(db, &domain)
         };
@@ -216,22 +221,39 @@ impl<'a> TakingIn<'a> {
     }
 
     /// Has the hypervisor use the exports of a VM that is served. May be asked again.
-    pub(crate) async fn finish(&self, vm: &VmSource) -> Result<()> {
+    pub(crate) async fn finish(&self, vm: &VmSource, trust: Trust) -> Result<()> {
         let hypervisor = self.app.world.hypervisor_here();
         let guests = able(&*hypervisor)?;
         let specs = self.specs(vm);
         let (domain, name) = (self.record.name.clone(), self.vm.clone());
         let fills = self.app.catalog.call(move |db| Moving::of(db, &domain)).await?;
         let fills = fills.iter().any(|moving| moving.vm == name && moving.fills);
+        let (on, all) = (self.on_exports(vm).await?, vm.disks.len());
+        let refused = |why: &str| Err(Error::new(ErrorKind::Refused, format!("VM {} {why}", self.vm)));
         match hypervisor.state(self.vm).await? {
+            PowerState::Running if !fills && on == 0 => {
+                return refused("was started on its old disks before it was moved: protect it again");
+            }
             PowerState::Running => {
                 let told = |done: u64, total: u64| tracing::debug!(vm = %self.vm, done, total, "its disks are copied");
                 guests.move_onto(self.vm, &specs, &told).await?;
             }
+            // A definition names an export only once the guest has moved there.
+            PowerState::Off if on == all => {}
+            PowerState::Off if fills && on > 0 => {
+                return refused(
+                    "was switched off while some of its disks had moved: start it, and that is gone on with",
+                );
+            }
             PowerState::Off if fills => {
-                let why =
-                    format!("VM {} was switched off while its disks were copied: they hold nothing whole", self.vm);
-                return Err(Error::new(ErrorKind::Refused, format!("{why}; protect it again")));
+                return refused(
+                    "was switched off while its disks were copied: what they hold is nothing whole; protect it again",
+                );
+            }
+            PowerState::Off if trust == Trust::Nothing && vm.disks.iter().any(|disk| self.is_new(&disk.path)) => {
+                return refused(
+                    "has images that were converted before the appliance ended, and may have run since; protect it again",
+                );
             }
             PowerState::Off => guests.attach(self.vm, &specs).await?,
             PowerState::Absent => {
@@ -246,19 +268,27 @@ impl<'a> TakingIn<'a> {
         self.app.catalog.call(move |db| Moving::end(db, &domain, &vm)).await
     }
 
+    /// Whether an image was made for a move.
+    fn is_new(&self, image: &Path) -> bool {
+        image.starts_with(&self.app.settings.protect.new_images)
+    }
+
+    /// How many of its exports the hypervisor uses.
+    async fn on_exports(&self, vm: &VmSource) -> Result<usize> {
+        let socket = self.app.settings.export_socket(&self.record.name);
+        let Some(found) = self.look().await? else { return Ok(0) };
+        let ours = |disk: &&FoundDisk| match &disk.place {
+            DiskPlace::Export { name, socket: Some(there) } => {
+                *there == socket && vm.disks.iter().any(|d| *name == crate::protect::export_name(&vm.name, &d.name))
+            }
+            _ => false,
+        };
+        Ok(found.disks.iter().filter(ours).count())
+    }
+
     /// Whether the hypervisor uses some of the exports already, or cannot be asked.
     async fn has_moved(&self, vm: &VmSource) -> bool {
-        let socket = self.app.settings.export_socket(&self.record.name);
-        match self.look().await {
-            Ok(Some(found)) => found.disks.iter().any(|disk| match &disk.place {
-                DiskPlace::Export { name, socket: Some(there) } => {
-                    *there == socket && vm.disks.iter().any(|d| *name == crate::protect::export_name(&vm.name, &d.name))
-                }
-                _ => false,
-            }),
-            Ok(None) => false,
-            Err(_) => true,
-        }
+        self.on_exports(vm).await.map_or(true, |on| on > 0)
     }
 
     /// Ends what was begun: the guest has its old disks, and nothing of it is protected.
@@ -272,7 +302,11 @@ impl<'a> TakingIn<'a> {
             match others.iter().any(|other| other.name != vm.name) {
                 true => {
                     for disk in &vm.disks {
-                        hosted.remove(&vm.name, &disk.name).await?;
+                        match hosted.remove(&vm.name, &disk.name).await {
+                            // A try before this one did.
+                            Err(e) if e.kind() == ErrorKind::NotFound => {}
+                            other => other?,
+                        }
                     }
                     hosted.filling().end(&vm.name);
                 }
@@ -285,7 +319,7 @@ impl<'a> TakingIn<'a> {
     /// Moves the disks of a VM that runs from exports back onto the images that it had before.
     ///
     /// # Errors
-    /// What moving says; then it is protected as before.
+    /// What moving says; then it is protected as before, or some of its disks are back: ask again.
     pub(crate) async fn move_back(&self, vm: &VmSource) -> Result<Vec<String>> {
         let hypervisor = self.app.world.hypervisor_here();
         let Some(guests) = hypervisor.guest_disks() else { return Ok(Vec::new()) };
@@ -309,12 +343,26 @@ impl<'a> TakingIn<'a> {
     pub(crate) async fn detach(&self, vm: &VmSource) -> Result<()> {
         let hypervisor = self.app.world.hypervisor_here();
         let Some(guests) = hypervisor.guest_disks() else { return Ok(()) };
-        if hypervisor.state(self.vm).await? != PowerState::Off {
-            return Ok(());
+        match hypervisor.state(self.vm).await? {
+            PowerState::Off => {}
+            PowerState::Running if self.on_exports(vm).await? > 0 => {
+                let why = format!("VM {} was started on exports that are served no more", self.vm);
+                return Err(Error::new(ErrorKind::Refused, format!("{why}: shut it down, and unprotect it again")));
+            }
+            PowerState::Running | PowerState::Absent => return Ok(()),
         }
         let images: Vec<_> = self.specs(vm).into_iter().zip(vm.disks.iter().map(|d| d.path.clone())).collect();
         guests.detach(self.vm, &images).await
     }
+}
+
+/// What is known of the images of a VM that is off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trust {
+    /// They were made just now, of disks that nobody wrote to since.
+    Images,
+    /// They are of a run before this one.
+    Nothing,
 }
 
 /// Files of a move, and the images that they were made from as those were.
@@ -381,22 +429,26 @@ async fn go_on_with(app: Arc<Appliance>, record: DomainRecord, vm: VmSource) {
 /// One try, unless somebody has done it, or ended the protection, meanwhile.
 async fn move_again(app: &Arc<Appliance>, record: &DomainRecord, vm: &VmSource) -> Result<()> {
     let _turn = app.turns.take(&record.name, &format!("disks of {} are moved", vm.name)).await?;
+    if let Some(task) = app.engine.running(&record.name) {
+        return Err(Error::new(ErrorKind::Unreachable, format!("task {} works on the domain", task.id)));
+    }
     let domain = record.name.clone();
     let under_way = app.catalog.call(move |db| Moving::of(db, &domain)).await?;
     if !under_way.iter().any(|moving| moving.vm == vm.name) {
         return Ok(());
     }
     let taking = TakingIn::new(app, record, &vm.name);
-    match taking.finish(vm).await {
+    match taking.finish(vm, Trust::Nothing).await {
         Err(error) if app.closing.is_cancelled() => Err(error),
         // It will not do better: the guest keeps its old disks, and is not protected.
         Err(error) if error.kind() == ErrorKind::Refused && !taking.has_moved(vm).await => {
             tracing::error!(domain = %record.name, vm = %vm.name, "its protection is given up: {error}");
             app.note("appliance", "gave up to protect", record.name.as_str(), Err("refused"), &error.to_string()).await;
             taking.undo(vm).await?;
-            let own = vm.disks.iter().map(|disk| disk.path.clone());
-            let files = own.filter(|path| path.starts_with(&app.settings.protect.new_images)).collect();
-            remove_files(&Made { files, seen: Vec::new() }).await;
+            // Whether a guest ever wrote to them is not known any more: they are the operator's to remove.
+            for disk in vm.disks.iter().filter(|disk| taking.is_new(&disk.path)) {
+                tracing::warn!(domain = %record.name, vm = %vm.name, "{} is left, and not used", disk.path.display());
+            }
             Ok(())
         }
         done => done,

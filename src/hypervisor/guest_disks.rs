@@ -98,11 +98,11 @@ pub trait GuestDisks: Send + Sync {
     /// As [`attach`](GuestDisks::attach).
     async fn detach(&self, vm: &Name, images: &[(DiskSpec, PathBuf)]) -> Result<()>;
 
-    /// Copies the disks of a running VM from exports onto the images that it had in `definition`, or else onto new ones
-    /// at the paths that are given, and has it use those. Answers with where each is.
+    /// Copies the disks of a running VM from exports onto the images that it had in `definition`, and has it use those, now
+    /// and from its next start on. The paths beside the exports are those that are served. Answers with where each is.
     ///
     /// # Errors
-    /// As [`move_onto`](GuestDisks::move_onto); `Refused` where the image is the one that is served.
+    /// As [`move_onto`](GuestDisks::move_onto); `Refused` where there is no such image, or it is the one that is served.
     async fn move_back(
         &self,
         vm: &Name,

@@ -42,7 +42,8 @@ fn name(text: &str) -> Name {
 }
 
 fn settings(uri: &str) -> LibvirtSettings {
-    LibvirtSettings { uri: uri.to_owned(), limit: Duration::from_secs(60), poll: Duration::from_millis(50) }
+    let (limit, poll) = (Duration::from_secs(60), Duration::from_millis(50));
+    LibvirtSettings { uri: uri.to_owned(), limit, poll, exports: PathBuf::from("/") }
 }
 
 /// A guest's definition, with its disk as `disk` says and its console in a file.

@@ -18,9 +18,9 @@ use crate::control::fault::{Done, Fault};
 use crate::control::proto::vm_service_server::VmService;
 use crate::control::proto::*;
 use crate::control::settings::Role;
-use crate::control::taking_in::TakingIn;
+use crate::control::taking_in::{TakingIn, Trust};
 use crate::error::{Error, ErrorKind};
-use crate::hypervisor::FoundVm;
+use crate::hypervisor::{DiskPlace, FoundDisk, FoundVm};
 use crate::ids::Name;
 
 #[tonic::async_trait]
@@ -164,7 +164,7 @@ async fn protect_found(app: &Arc<Appliance>, caller: &Caller, asked: &ProtectVmR
         let which = domain.clone();
         let moving = app.catalog.call(move |db| Moving::of(db, &which)).await?;
         if moving.iter().any(|moving| moving.vm == vm) {
-            taking.finish(&there).await?;
+            taking.finish(&there, Trust::Nothing).await?;
         }
         return Ok(app.view_vm(&record, &vm).await);
     }
@@ -179,6 +179,13 @@ async fn protect_found(app: &Arc<Appliance>, caller: &Caller, asked: &ProtectVmR
     for note in &found.notes {
         tracing::warn!(%domain, %vm, "{note}");
     }
+    let source = |disk: &FoundDisk| match &disk.place {
+        DiskPlace::Raw(path) | DiskPlace::Image { path, .. } => {
+            Some(DiskSource { name: disk.name.clone(), path: path.clone(), size: None })
+        }
+        DiskPlace::Export { .. } => None,
+    };
+    may_use(app, caller, &found.disks.iter().filter_map(source).collect::<Vec<_>>()).await?;
     taking.protect(&found).await?;
     app.learn_identity(&record).await?;
     Ok(app.view_vm(&record, &vm).await)
@@ -254,6 +261,10 @@ async fn unprotect(app: &Arc<Appliance>, by: &str, asked: &UnprotectVmRequest) -
             }
             Err(error) => answer.notes.push(error.to_string()),
         }
+    }
+    if let Some(hosted) = &hosted {
+        // Its copy, if one was under way, was ended.
+        hosted.filling().end(&vm);
     }
     answer.notes.extend(moved);
     taking.detach(found).await?;

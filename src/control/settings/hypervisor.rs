@@ -33,6 +33,7 @@ impl HypervisorSettings {
                 uri: values.text("hypervisor.uri").unwrap_or_default().to_owned(),
                 limit: values.time("hypervisor.limit"),
                 poll: values.time("hypervisor.poll"),
+                exports: values.path("protect.socket_dir").unwrap_or_default(),
             }),
             _ => HypervisorSettings::None,
         }

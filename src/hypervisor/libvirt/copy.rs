@@ -2,7 +2,7 @@
 //! the copy.
 //!
 //! ```text
-//! start every copy -> look until all are ready -> pivot each -> next start's definition -> clients that connect again
+//! start every copy -> look until all are ready -> of each: pivot, next start's definition -> clients that connect again
 //!        what fails before the first pivot: all copies are ended, and the guest is where it was
 //! ```
 //!
@@ -64,8 +64,15 @@ impl LibvirtDriver {
         }
     }
 
-    /// Copies and pivots. Answers when all disks are moved.
-    async fn move_disks(&self, vm: &Listed, moves: &[Move], progress: CopyProgress<'_>) -> Result<()> {
+    /// Copies and pivots. Answers when all disks are moved. `next` makes of a disk what the next start takes: written as
+    /// soon as it has pivoted, since what the guest writes from then on is nowhere else.
+    async fn move_disks(
+        &self,
+        vm: &Listed,
+        moves: &[Move],
+        next: Change<'_>,
+        progress: CopyProgress<'_>,
+    ) -> Result<()> {
         let own = |target: &str, _: &Source| moves.iter().any(|one| one.target == target);
         if let Err(error) = self.copy_all(vm, moves, progress).await {
             if let Err(also) = self.end_copies(vm, &own).await {
@@ -74,7 +81,17 @@ impl LibvirtDriver {
             return Err(error);
         }
         for (n, one) in moves.iter().enumerate() {
-            let pivoted = self.virsh.tell(&["blockjob", &vm.uuid, &one.target, "--pivot"], String::new(), STUCK).await;
+            let pivot = ["blockjob", &vm.uuid, &one.target, "--pivot"];
+            let pivoted = match self.virsh.tell(&pivot, String::new(), STUCK).await {
+                Ok(_) => {
+                    self.change_next_start(vm, &|target, disk| match target == one.target {
+                        true => next(target, disk),
+                        false => Ok(()),
+                    })
+                    .await
+                }
+                Err(error) => Err(error),
+            };
             if let Err(error) = pivoted {
                 if let Err(also) = self.end_copies(vm, &own).await {
                     tracing::warn!(vm = %vm.name, "its copies could not be ended: {also}");
@@ -95,7 +112,7 @@ impl LibvirtDriver {
             let begun = self.virsh.tell(&arguments, one.to.write()?, Duration::ZERO).await;
             begun.map_err(|e| e.while_doing(format!("copy disk {} of VM {}", one.target, vm.name)))?;
         }
-        let (mut newest, mut since) = (0, Instant::now());
+        let (mut least, mut since) = (u64::MAX, Instant::now());
         loop {
             let stand = self.stand(vm, moves).await?;
             if let Some(n) = stand.disks.iter().position(|copying| *copying == Copying::Gone) {
@@ -107,8 +124,10 @@ impl LibvirtDriver {
             if stand.disks.iter().all(|copying| *copying == Copying::Ready) {
                 return Ok(());
             }
-            if stand.done != newest {
-                (newest, since) = (stand.done, Instant::now());
+            // A guest that writes as fast as it is copied gets nowhere, however much is copied.
+            let left = stand.total.saturating_sub(stand.done);
+            if left < least {
+                (least, since) = (left, Instant::now());
             }
             if since.elapsed() > STUCK {
                 let why = format!("the copy of VM {} has not got on for {} s", vm.name, STUCK.as_secs());
@@ -141,27 +160,36 @@ impl LibvirtDriver {
         Ok(Stand { disks: moves.iter().map(state).collect(), done, total })
     }
 
-    /// Ends copies of a VM that did not pivot: those that are ours, by the disk and where it is copied to.
+    /// Ends copies of a VM that did not pivot: those that are ours, by the disk and where it is copied to. Those of others
+    /// are left, and told.
+    async fn end_copies(&self, vm: &Listed, is_ours: Ours<'_>) -> Result<Vec<String>> {
+        let mut others = Vec::new();
+        for Mirror { target, to, .. } in mirrors(&self.running_definition(vm).await?) {
+            match is_ours(&target, &to) {
+                true => drop(self.virsh.ask(&["blockjob", &vm.uuid, &target, "--abort"]).await?),
+                false => others.push(format!("disk {target} (to {to:?})")),
+            }
+        }
+        Ok(others)
+    }
+
+    /// The same where nobody else may copy.
     ///
     /// # Errors
-    /// `Refused` where one is somebody else's.
-    async fn end_copies(&self, vm: &Listed, is_ours: Ours<'_>) -> Result<()> {
-        for Mirror { target, to, .. } in mirrors(&self.running_definition(vm).await?) {
-            if !is_ours(&target, &to) {
-                let why = format!("disk {target} of VM {} is being copied by somebody else (to {to:?})", vm.name);
-                return Err(Error::new(ErrorKind::Refused, format!("{why}; wait for its end, or end it")));
+    /// `Refused` where somebody does.
+    async fn end_all_copies(&self, vm: &Listed, is_ours: Ours<'_>) -> Result<()> {
+        let others = self.end_copies(vm, is_ours).await?;
+        match others.is_empty() {
+            true => Ok(()),
+            false => {
+                let why = format!("VM {} is being copied by somebody else: {}", vm.name, others.join(", "));
+                Err(Error::new(ErrorKind::Refused, format!("{why}; wait for its end, or end it")))
             }
-            self.virsh.ask(&["blockjob", &vm.uuid, &target, "--abort"]).await?;
         }
-        Ok(())
     }
 
     /// The definition that the next start takes, with `change` to its disks.
-    async fn change_next_start(
-        &self,
-        vm: &Listed,
-        mut change: impl FnMut(&str, &mut Element) -> Result<()> + Send,
-    ) -> Result<()> {
+    async fn change_next_start(&self, vm: &Listed, change: Change<'_>) -> Result<()> {
         let mut next = self.definition(vm).await?;
         for disk in next.root.child_or_new("devices").elements_mut().filter(|e| e.name == "disk") {
             let target = disk.child("target").map_or(String::new(), |t| t.attr("dev").to_owned());
@@ -192,6 +220,9 @@ impl LibvirtDriver {
         Ok((disk.clone(), path))
     }
 }
+
+/// What is made of the definition of a disk of this name in the guest.
+type Change<'a> = &'a (dyn Fn(&str, &mut Element) -> Result<()> + Send + Sync);
 
 /// Whether a copy of a disk to somewhere is Freshet's.
 type Ours<'a> = &'a (dyn Fn(&str, &Source) -> bool + Send + Sync);
@@ -255,7 +286,7 @@ impl GuestDisks for LibvirtDriver {
 
     async fn move_onto(&self, vm: &Name, disks: &[DiskSpec], progress: CopyProgress<'_>) -> Result<()> {
         let there = self.must_run(vm).await?;
-        self.end_copies(&there, &|_, to| is_export_of(vm, to)).await?;
+        self.end_all_copies(&there, &|_, to| is_export_of(vm, to)).await?;
         let running = self.running_definition(&there).await?;
         let mut moves = Vec::new();
         for spec in disks {
@@ -270,23 +301,24 @@ impl GuestDisks for LibvirtDriver {
                 moves.push(Move { target: part.target, to: copy_of(&disk) });
             }
         }
-        if !moves.is_empty() {
-            self.move_disks(&there, &moves, progress).await?;
-        }
         let change = |target: &str, disk: &mut Element| match disks.iter().find(|s| s.name.as_str() == target) {
             Some(spec) => onto_export(disk, spec),
             None => Ok(()),
         };
-        self.change_next_start(&there, change).await?;
-        self.reconnect_again(&there).await.map(drop)
+        self.move_disks(&there, &moves, &change, progress).await?;
+        // Also of those that had pivoted before.
+        self.change_next_start(&there, &change).await?;
+        if let Err(error) = self.reconnect_again(&there).await {
+            tracing::warn!(%vm, "its disks do not connect again by themselves: {error}");
+        }
+        Ok(())
     }
 
     async fn abandon_moves(&self, vm: &Name) -> Result<()> {
         match self.virsh.find(vm).await? {
             Some(there) if there.active => {
-                let ended = self.end_copies(&there, &|_, to| is_export_of(vm, to)).await;
-                // Somebody else's is none of ours.
-                ended.or_else(|e| if e.kind() == ErrorKind::Refused { Ok(()) } else { Err(e) })
+                // Somebody else's are none of ours.
+                self.end_copies(&there, &|_, to| is_export_of(vm, to)).await.map(drop)
             }
             _ => Ok(()),
         }
@@ -311,28 +343,33 @@ impl GuestDisks for LibvirtDriver {
         let back = |target: &str, to: &Source| {
             earlier.disks().iter().any(|disk| disk.target == target && same_file(&disk.source, to))
         };
-        self.end_copies(&there, &back).await?;
+        self.end_all_copies(&there, &back).await?;
         let running = self.running_definition(&there).await?;
         let (mut moves, mut places, mut before) = (Vec::new(), Vec::new(), Vec::new());
         for (spec, served) in images {
             let export = Export::parse(&spec.uri)?;
-            let Some(part) = running.disks().into_iter().find(|part| export.is(&part.source)) else { continue };
+            let is_back = |part: &DiskPart| back(&part.target, &part.source) && part.target == spec.name.as_str();
+            let part = running.disks().into_iter().find(|part| export.is(&part.source) || is_back(part));
+            let Some(part) = part else { continue };
             let (disk, path) = LibvirtDriver::earlier(vm, &earlier, &part.target, served)?;
-            moves.push(Move { target: part.target, to: copy_of(&disk) });
+            // One that a call before this one moved is only written down.
+            if export.is(&part.source) {
+                moves.push(Move { target: part.target, to: copy_of(&disk) });
+            }
             places.push((spec.name.clone(), path));
             before.push(disk);
         }
-        if moves.is_empty() {
+        if before.is_empty() {
             return Ok(places);
         }
-        self.move_disks(&there, &moves, progress).await?;
         let change = |target: &str, disk: &mut Element| {
             if let Some(old) = before.iter().find(|old| DiskPart::of(old).target == target) {
                 disk.clone_from(old);
             }
             Ok(())
         };
-        self.change_next_start(&there, change).await?;
+        self.move_disks(&there, &moves, &change, progress).await?;
+        self.change_next_start(&there, &change).await?;
         self.drop_own_nodes(&there).await;
         Ok(places)
     }

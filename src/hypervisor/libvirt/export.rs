@@ -1,5 +1,7 @@
 //! An export of Freshet's as libvirt and QEMU are told of it.
 
+use std::path::Path;
+
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use url::Url;
@@ -27,6 +29,11 @@ pub(super) struct Export {
 }
 
 impl Export {
+    /// Whether its socket is in `dir`.
+    pub(super) fn is_in(&self, dir: &Path) -> bool {
+        matches!(&self.place, Place::Unix(socket) if Path::new(socket).starts_with(dir))
+    }
+
     /// From its URI, as [`crate::nbd::Address::uri`] writes it.
     ///
     /// # Errors

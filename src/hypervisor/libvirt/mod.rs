@@ -31,6 +31,7 @@ mod virsh;
 mod watch;
 mod xml;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ pub struct LibvirtSettings {
     pub limit: Duration,
     /// Time between two looks whether a guest is off; 10 ms to 1 min.
     pub poll: Duration,
+    /// Directory of the sockets of this appliance's exports: VMs without a disk on one of these are left alone.
+    pub exports: PathBuf,
 }
 
 /// A hypervisor that libvirt drives. See the module.

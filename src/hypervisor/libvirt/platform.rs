@@ -15,8 +15,8 @@ const FAMILIES: [(&str, &str); 6] = [
     ("virt-", "virt"),
     ("s390-ccw-virtio-", "s390-ccw-virtio"),
     ("pseries-", "pseries"),
-    // Of other vendors' builds.
-    ("rhel", "q35"),
+    // Of other vendors' builds, from before q35.
+    ("rhel", "pc"),
 ];
 
 /// One architecture.

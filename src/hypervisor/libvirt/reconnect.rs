@@ -10,6 +10,8 @@
 //!                      \-----------> freshet-N (nbd, connects again)
 //! ```
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::LibvirtDriver;
@@ -41,7 +43,7 @@ impl LibvirtDriver {
         let _one = self.replacing.lock().await;
         let text = self.virsh.ask(&["dumpxml", &vm.uuid]).await?;
         let definition = Definition::parse(&text)?;
-        let wanting = wanting(&definition);
+        let wanting = wanting(&definition, &self.virsh.settings.exports);
         if wanting.is_empty() {
             return Ok(0);
         }
@@ -96,7 +98,8 @@ struct Wanting {
     export: Export,
 }
 
-fn wanting(definition: &Definition) -> Vec<Wanting> {
+/// Of exports whose sockets are in `exports`: others are somebody else's.
+fn wanting(definition: &Definition, exports: &Path) -> Vec<Wanting> {
     let devices = definition.root.child("devices");
     let disks = devices.into_iter().flat_map(|devices| devices.all("disk"));
     let wants = |disk: &super::xml::Element| {
@@ -106,7 +109,8 @@ fn wanting(definition: &Definition) -> Vec<Wanting> {
         if source.child("reconnect").is_some() || !known {
             return None;
         }
-        Some(Wanting { index: index.to_owned(), export: Export::of(source)? })
+        let export = Export::of(source).filter(|export| export.is_in(exports))?;
+        Some(Wanting { index: index.to_owned(), export })
     };
     disks.filter_map(wants).collect()
 }
@@ -124,9 +128,10 @@ mod tests {
                  </disk></devices></domain>"
             )
         };
-        let found = wanting(&Definition::parse(&text("")).unwrap());
+        let found = wanting(&Definition::parse(&text("")).unwrap(), Path::new("/"));
         let export = Export::parse("nbd+unix:///a/b?socket=/s").unwrap();
         assert_eq!(found, [Wanting { index: "3".into(), export }]);
-        assert_eq!(wanting(&Definition::parse(&text("<reconnect delay='9'/>")).unwrap()), []);
+        assert_eq!(wanting(&Definition::parse(&text("<reconnect delay='9'/>")).unwrap(), Path::new("/")), []);
+        assert_eq!(wanting(&Definition::parse(&text("")).unwrap(), Path::new("/run/freshet")), [], "somebody else's");
     }
 }

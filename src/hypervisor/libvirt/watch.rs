@@ -9,6 +9,7 @@
 //! believed for an event alone, what is so is looked at; the pauses between two tries are bounded.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use super::LibvirtDriver;
@@ -138,7 +139,7 @@ impl LibvirtDriver {
         if !self.is_halted(&there).await? {
             return Ok(true);
         }
-        let sockets = sockets(&self.running_definition(&there).await?);
+        let sockets = sockets(&self.running_definition(&there).await?, &self.virsh.settings.exports);
         if sockets.is_empty() {
             // No disk of it is an export: it is somebody else's to mend.
             return Ok(true);
@@ -154,10 +155,10 @@ impl LibvirtDriver {
     }
 }
 
-/// Sockets of the exports that a VM uses.
-fn sockets(definition: &Definition) -> BTreeSet<std::path::PathBuf> {
+/// Sockets in `exports` that a VM uses.
+fn sockets(definition: &Definition, exports: &Path) -> BTreeSet<std::path::PathBuf> {
     let socket = |source: Source| match source {
-        Source::Nbd { socket, .. } => socket,
+        Source::Nbd { socket, .. } => socket.filter(|socket| socket.starts_with(exports)),
         _ => None,
     };
     definition.disks().into_iter().filter_map(|disk| socket(disk.source)).collect()
