@@ -10,7 +10,7 @@
 mod support;
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -103,11 +103,40 @@ async fn until(following: &Following, is: impl Fn(&FollowState) -> bool) -> Foll
     reached.unwrap_or_else(|_| panic!("following ended: {:?}", following.state()))
 }
 
-/// Seconds of each round, and what stood in the log.
-async fn measure(size: u64, rounds: u64, mib: u64) -> (Vec<f64>, u64) {
+/// Seconds that `mib` MiB take to be written directly, one after the other, over a file that has its space, and synced.
+fn bare_writes(dir: &std::path::Path, mib: u64) -> f64 {
+    let direct = rustix::fs::OFlags::DIRECT.bits();
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .custom_flags(direct.cast_signed())
+        .open(dir.join("bare"));
+    let file = file.expect("a file for direct writes");
+    let buffer = vec![7_u8; 2 * MIB as usize];
+    let aligned = buffer.as_ptr().align_offset(4096);
+    let begun = Instant::now();
+    for i in 0..mib {
+        file.write_all_at(&buffer[aligned..aligned + MIB as usize], i * MIB).expect("a direct write");
+    }
+    file.sync_data().expect("a sync");
+    begun.elapsed().as_secs_f64()
+}
+
+/// What the rounds came to.
+struct Measured {
+    /// Seconds of each completion.
+    seconds: Vec<f64>,
+    /// Seconds of as many bare writes, beside each.
+    limits: Vec<f64>,
+    /// Bytes that stood in the log at least.
+    landed: u64,
+}
+
+async fn measure(size: u64, rounds: u64, mib: u64) -> Measured {
     let site = Site::new(size).await;
     let mut at = site.ship(mib.min(16), 1 << 20).await;
-    let (mut seconds, mut waited_for) = (Vec::new(), u64::MAX);
+    let mut measured = Measured { seconds: Vec::new(), limits: Vec::new(), landed: u64::MAX };
     for round in 0..=rounds {
         let following = site.follow().await;
         until(&following, |s| s.applied.is_some_and(|a| a.point == at) && s.stage == "following").await;
@@ -122,13 +151,15 @@ async fn measure(size: u64, rounds: u64, mib: u64) -> (Vec<f64>, u64) {
         let took = begun.elapsed().as_secs_f64();
         assert_eq!((report.point.segment, report.between_points), (at, false));
         // The first one warms up.
+        let bare = bare_writes(site.dir.path(), 2 * mib);
         if round > 0 {
-            seconds.push(took);
-            waited_for = waited_for.min(state.unapplied);
+            measured.seconds.push(took);
+            measured.limits.push(bare);
+            measured.landed = measured.landed.min(state.unapplied);
         }
     }
     site.compare();
-    (seconds, waited_for)
+    measured
 }
 
 fn number(args: &[String], flag: &str, default: u64) -> u64 {
@@ -148,14 +179,18 @@ fn main() {
     };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     for (what, size) in [("1 GiB", 1 << 30), ("1 TiB sparse", 1_u64 << 40)] {
-        let (mut seconds, landed) = runtime.block_on(measure(size, rounds, mib));
+        let Measured { mut seconds, mut limits, landed } = runtime.block_on(measure(size, rounds, mib));
         seconds.sort_by(f64::total_cmp);
-        let (least, most) = (seconds[0], seconds[seconds.len() - 1]);
+        limits.sort_by(f64::total_cmp);
+        let (least, median, most) = (seconds[0], seconds[seconds.len() / 2], seconds[seconds.len() - 1]);
+        let limit = limits[limits.len() / 2];
         println!(
-            "{what}: {:.2} s ({least:.2} to {most:.2}, {} rounds), {} MiB landed and not applied",
-            seconds[seconds.len() / 2],
+            "{what}: {median:.2} s ({least:.2} to {most:.2}, {} rounds), {} MiB landed and not applied; bare writes of {} MiB: \
+             {limit:.2} s, which is {:.2} of it",
             seconds.len(),
-            landed / MIB
+            landed / MIB,
+            2 * mib,
+            limit / median
         );
     }
 }

@@ -164,6 +164,7 @@ impl Session {
         }
         self.applied_points += delta.points;
         self.indexes.trim(last.segment);
+        self.recent.trim(last.segment);
         // Only what the log still holds can be given up; a batch may have come from the storage site.
         let landed = self.log.held().landed.segment;
         self.log.trim(last.segment.min(landed))
@@ -181,8 +182,8 @@ impl Session {
         // Holes need the sync too.
         positions.into_iter().for_each(|p| self.tracker().complete(p, []));
         let (ranges, work) = mpsc::channel(1);
-        let log = Arc::clone(&self.log);
-        let source = FrameSource::log(log, self.domain().clone(), Arc::clone(&self.progress));
+        let (recent, log) = (Arc::clone(&self.recent), Arc::clone(&self.log));
+        let source = FrameSource::landed(recent, log, self.domain().clone(), Arc::clone(&self.progress));
         let feed = async move {
             for range in one_per_segment(by_frame(extents)) {
                 if ranges.send(range).await.is_err() {

@@ -46,8 +46,17 @@ impl Session {
     /// Lands and applies what comes after what is applied, as far as `goal` says. Wishes of who follows count only where
     /// all that ever comes is landed: until then the disks are brought to a first point.
     pub(super) async fn follow(&mut self, goal: Goal) -> Result<End> {
-        let applied = self.tracker().state().applied();
         self.indexes.clear();
+        self.recent.clear();
+        // Held as long as anything may be kept.
+        let _reserved = self.reconciler.pipeline.reserve(self.recent.limit()).await?;
+        let done = self.follow_on(goal).await;
+        self.recent.clear();
+        done
+    }
+
+    async fn follow_on(&mut self, goal: Goal) -> Result<End> {
+        let applied = self.tracker().state().applied();
         let mut at = self.align_log(applied).await?;
         let mut seen = Seen { appended: applied, ..Seen::default() };
         let mut reached = goal.is_reached(applied.segment, false);
@@ -76,6 +85,7 @@ impl Session {
             domain: self.domain().clone(),
             view: view.clone(),
             log: Arc::clone(&self.log),
+            recent: Arc::clone(&self.recent),
             progress: Arc::clone(&self.progress),
             cancel: self.cancel.clone(),
             pace: Pace::new(self.steer.clone(), self.cancel.clone()),

@@ -23,6 +23,7 @@ use crate::progress::Progress;
 use crate::store::{Domain, Next, keys};
 
 use super::pace::Pace;
+use super::recent::Recent;
 use super::run::{MIN_PAUSE, is_away, next_pause};
 use super::steer::Completion;
 use super::work::MAX_RANGE;
@@ -121,6 +122,7 @@ pub(super) struct Lander {
     pub(super) domain: Domain,
     pub(super) view: SharedView,
     pub(super) log: Arc<ReplicationLog>,
+    pub(super) recent: Arc<Recent>,
     pub(super) progress: Arc<Progress>,
     pub(super) cancel: Cancel,
     pub(super) pace: Pace,
@@ -150,6 +152,7 @@ impl Lander {
     ) -> Result<(End, Landing)> {
         let (begun, mut landing) = (Instant::now(), Landing::default());
         let (domain, log, progress) = (self.domain.clone(), Arc::clone(&self.log), Arc::clone(&self.progress));
+        let recent = Arc::clone(&self.recent);
         let patience = Patience::new(goal, &self.progress, &self.cancel);
         let pace = self.pace.clone();
         let fetched = self.following(at, goal, patience.clone()).map(|item| {
@@ -167,6 +170,7 @@ impl Lander {
         while let Some(next) = fetched.next().await {
             let Some((parts, segment)) = next? else { return Ok((End::Rewound, landing)) };
             append(&log, &segment.header, &parts, &tell).await?;
+            recent.keep(segment.header.id(), &parts);
             if !segment.index.entries.is_empty() {
                 pace.wrote();
             }

@@ -13,7 +13,7 @@
 //! | `in_place`, `protected`, `divergence` | following onto the files that this site protected; what would be lost |
 //! | `reconcile`, `diff`, `check` | the one primitive: fetch exactly what differs from a target map |
 //! | `work`, `source`, `pipeline`, `decoder`, `tracker` | ranges in, verified bytes on the disks out, and when they count |
-//! | `landing`, `pace`, `follow`, `apply`, `indexes` | segments into the log, and from there onto the disks, point by point |
+//! | `landing`, `pace`, `follow`, `apply`, `indexes`, `recent` | segments into the log, and from there onto the disks, point by point |
 //! | `state`, `doubts` | the durable hydration map, and what it cannot say |
 //! | `disks`, `places`, `detached` | the disks' files, where they stand, and those of disks that left |
 
@@ -37,6 +37,7 @@ mod pace;
 mod pipeline;
 mod places;
 mod protected;
+mod recent;
 mod reconcile;
 mod request;
 mod run;

@@ -7,13 +7,14 @@
 //! A range holds its share of the memory budget from before its request until it is decoded; decoded bytes are bounded
 //! by the slots. One pipeline serves a whole run: fill, apply, and the next apply.
 
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam::channel::{Sender, bounded};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::cancel::Cancel;
@@ -40,6 +41,8 @@ pub(super) struct Pipeline {
     threads: Vec<JoinHandle<()>>,
     budget: Arc<Semaphore>,
     budget_permits: u32,
+    /// Of these, what [`Reserved`] holds.
+    reserved: Arc<AtomicU32>,
     requests: Arc<Semaphore>,
     first_fetch: OnceLock<Instant>,
     cancel: Cancel,
@@ -78,6 +81,7 @@ impl Pipeline {
             threads,
             budget: Arc::new(Semaphore::new(budget_permits as usize)),
             budget_permits,
+            reserved: Arc::default(),
             requests: Arc::new(Semaphore::new(requests)),
             first_fetch: OnceLock::new(),
             cancel,
@@ -126,15 +130,38 @@ impl Pipeline {
         Ok(())
     }
 
+    /// Sets `bytes` of the budget aside for another use. Waits until they are free.
+    pub(super) async fn reserve(&self, bytes: u64) -> Result<Reserved> {
+        let units = u32::try_from(bytes / PERMIT_BYTES).unwrap_or(u32::MAX).min(self.budget_permits - 1);
+        let closed = |_| Error::new(ErrorKind::Internal, "the pipeline is closed");
+        let permits = Arc::clone(&self.budget).acquire_many_owned(units).await.map_err(closed)?;
+        self.reserved.fetch_add(units, Relaxed);
+        Ok(Reserved { units, reserved: Arc::clone(&self.reserved), _permits: permits })
+    }
+
     /// The range's share of requests and bytes; waits for both.
-    async fn permits(&self, range: &RangeWork) -> Result<Vec<tokio::sync::OwnedSemaphorePermit>> {
+    async fn permits(&self, range: &RangeWork) -> Result<Vec<OwnedSemaphorePermit>> {
         let closed = |_| Error::new(ErrorKind::Internal, "the pipeline is closed");
         let request = Arc::clone(&self.requests).acquire_owned().await.map_err(closed)?;
         let units = (range.end - range.start).div_ceil(PERMIT_BYTES);
         // A segment from the log may be larger than the whole budget; it then has the budget for itself.
-        let units = u32::try_from(units).unwrap_or(u32::MAX).min(self.budget_permits);
+        let most = self.budget_permits.saturating_sub(self.reserved.load(Relaxed)).max(1);
+        let units = u32::try_from(units).unwrap_or(u32::MAX).min(most);
         let bytes = Arc::clone(&self.budget).acquire_many_owned(units).await.map_err(closed)?;
         Ok(vec![request, bytes])
+    }
+}
+
+/// A share of the budget that is set aside, until this is dropped.
+pub(super) struct Reserved {
+    units: u32,
+    reserved: Arc<AtomicU32>,
+    _permits: OwnedSemaphorePermit,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.reserved.fetch_sub(self.units, Relaxed);
     }
 }
 
@@ -169,7 +196,7 @@ async fn fetch(
     jobs: Option<&Sender<Job>>,
     source: Arc<FrameSource>,
     work: RangeWork,
-    permits: Vec<tokio::sync::OwnedSemaphorePermit>,
+    permits: Vec<OwnedSemaphorePermit>,
 ) -> Result<()> {
     let tracker = Arc::clone(&begun.tracker);
     let quarantine = |why: &str| {

@@ -24,6 +24,7 @@ use super::doubts::Doubts;
 use super::indexes::Indexes;
 use super::landing::Landing;
 use super::pipeline::Pipeline;
+use super::recent::Recent;
 use super::reconcile::Reconciler;
 use super::request::RehydrateRequest;
 use super::state::{Found, HydrationState};
@@ -36,6 +37,7 @@ pub(super) struct Session {
     pub(super) reconciler: Reconciler,
     pub(super) log: Arc<ReplicationLog>,
     pub(super) indexes: Indexes,
+    pub(super) recent: Arc<Recent>,
     pub(super) progress: Arc<Progress>,
     pub(super) cancel: Cancel,
     pub(super) steer: Steer,
@@ -124,6 +126,7 @@ impl Session {
             reconciler,
             log: Arc::new(log),
             indexes: Indexes::default(),
+            recent: Arc::new(Recent::new(budget.recent)),
             progress,
             cancel,
             steer,

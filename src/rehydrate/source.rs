@@ -1,4 +1,4 @@
-//! Where frames are fetched from: the storage site, or the replication log with the storage site behind it.
+//! Where frames are fetched from: the storage site, or what landed, with the storage site behind it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,22 +11,30 @@ use crate::log::ReplicationLog;
 use crate::progress::Progress;
 use crate::store::{Domain, keys};
 
+use super::recent::Recent;
+
 /// See the module.
 pub(super) struct FrameSource {
     domain: Domain,
     progress: Arc<Progress>,
-    log: Option<Arc<ReplicationLog>>,
+    landed: Option<(Arc<Recent>, Arc<ReplicationLog>)>,
 }
 
 impl FrameSource {
     /// Fetches from the storage site.
     pub(super) fn store(domain: Domain, progress: Arc<Progress>) -> FrameSource {
-        FrameSource { domain, progress, log: None }
+        FrameSource { domain, progress, landed: None }
     }
 
-    /// Reads whole segments from the log; what the log does not have whole comes from the storage site.
-    pub(super) fn log(log: Arc<ReplicationLog>, domain: Domain, progress: Arc<Progress>) -> FrameSource {
-        FrameSource { domain, progress, log: Some(log) }
+    /// Takes whole segments from `recent`, or reads them from the log; what that does not have whole comes from the storage
+    /// site.
+    pub(super) fn landed(
+        recent: Arc<Recent>,
+        log: Arc<ReplicationLog>,
+        domain: Domain,
+        progress: Arc<Progress>,
+    ) -> FrameSource {
+        FrameSource { domain, progress, landed: Some((recent, log)) }
     }
 
     /// Bytes `range` of a segment, all of them, in the parts in which they came; `None` where there is no such segment.
@@ -35,11 +43,16 @@ impl FrameSource {
     /// # Errors
     /// [`ErrorKind::Damaged`] where the segment ends before the range does.
     pub(super) async fn fetch(&self, segment: SegmentRef, range: Range<u64>) -> Result<Option<Vec<Bytes>>> {
-        if let Some(log) = &self.log
-            && let Some(bytes) = read_log(log, segment).await?
-            && let Some(range) = within(&range, bytes.len())
-        {
-            return Ok(Some(vec![bytes.slice(range)]));
+        if let Some((recent, log)) = &self.landed {
+            let whole = match recent.take(segment) {
+                Some(whole) => Some(whole),
+                None => read_log(log, segment).await?,
+            };
+            if let Some(whole) = whole
+                && let Some(range) = within(&range, whole.len())
+            {
+                return Ok(Some(vec![whole.slice(range)]));
+            }
         }
         self.again(segment, range).await
     }
