@@ -2,12 +2,21 @@
 //!
 //! Invariant: a point's time is never below the previous point's (see [`next_point_time`]), whatever the clock does.
 
+use std::sync::OnceLock;
+use std::time::Instant;
+
 use crate::ids::Time;
 
 /// Where a component takes wall time from.
 pub trait Clock: std::fmt::Debug + Send + Sync {
     /// Wall time now.
     fn now(&self) -> Time;
+
+    /// Time that goes on evenly whatever wall time is set to: for measuring how long something takes, and for nothing that is
+    /// kept. Only its differences mean anything, and only within a process.
+    fn steady(&self) -> Time {
+        self.now()
+    }
 }
 
 /// The system's clock.
@@ -18,6 +27,13 @@ impl Clock for SystemClock {
     fn now(&self) -> Time {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Time::from_millis(since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// Wall time as it was at the first look, gone on from there.
+    fn steady(&self) -> Time {
+        static FIRST: OnceLock<(Time, Instant)> = OnceLock::new();
+        let (wall, began) = FIRST.get_or_init(|| (self.now(), Instant::now()));
+        Time::from_millis(wall.millis().saturating_add(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)))
     }
 }
 

@@ -67,16 +67,17 @@ impl Watch {
         self.answered.load(Relaxed)
     }
 
-    /// The store's time.
+    /// The store's time. Held against a clock that nobody sets: what this machine's is set to does not matter from the first
+    /// answer on.
     pub(super) fn now(&self) -> Time {
-        self.clock.lock().unwrap_or_else(PoisonError::into_inner).at(SystemClock.now())
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner).at(SystemClock.steady())
     }
 
     fn saw(&self, headers: &HeaderMap, sent: Time) {
         self.answered.store(true, Relaxed);
         if let Some(date) = headers.get(http::header::DATE).and_then(|v| parse_date(v.to_str().ok()?)) {
             let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-            clock.observe(date, sent, SystemClock.now());
+            clock.observe(date, sent, SystemClock.steady());
         }
     }
 
@@ -135,7 +136,7 @@ impl HttpService for WatchedService {
         let object = self.watch.sends(&request);
         let start = range_start(request.headers());
         let limit = self.watch.answer_limit(&request);
-        let sent = SystemClock.now();
+        let sent = SystemClock.steady();
         let response = match tokio::time::timeout(limit, self.inner.execute(request)).await {
             Err(_) => return Err(Failure::Stalled(limit).into_http()),
             Ok(Err(e)) => return Err(Failure::transport(&e, false).into_http()),

@@ -61,6 +61,8 @@ pub(super) enum Class {
     Connect,
     /// Wrong or missing credentials, or not allowed.
     Denied,
+    /// The machine's clock is too far from the store's for a signature to count.
+    ClockOff,
     /// No such bucket or container.
     NoBucket,
     /// No such object.
@@ -82,7 +84,7 @@ impl Class {
     pub(super) fn kind(self) -> ErrorKind {
         match self {
             Class::Transient | Class::Connect => ErrorKind::Unreachable,
-            Class::Denied => ErrorKind::Denied,
+            Class::Denied | Class::ClockOff => ErrorKind::Denied,
             Class::NoBucket | Class::NoObject => ErrorKind::NotFound,
             Class::Exists => ErrorKind::Refused,
             Class::Full => ErrorKind::Full,
@@ -107,6 +109,9 @@ impl Class {
                 "check AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY or the other credentials and what they allow"
             }
             (Class::Denied, Provider::Gcs) => "check GOOGLE_APPLICATION_CREDENTIALS and what this account may do",
+            (Class::ClockOff, _) => {
+                "set this machine's clock: it is so far from the store's that signatures do not count"
+            }
             (Class::NoBucket, _) => "create it, or correct the URL",
             (Class::Full, _) => "make room there, then run it again",
             (Class::Invalid, _) => "check the URL, the region and the endpoint",
@@ -177,6 +182,9 @@ impl Failure {
 impl Status {
     fn class(&self) -> Class {
         match self.code.as_str() {
+            "RequestTimeTooSkewed" => return Class::ClockOff,
+            // Azure has no code of its own for it.
+            _ if self.message.contains("Request date header too old") => return Class::ClockOff,
             "NoSuchBucket" | "ContainerNotFound" | "ContainerBeingDeleted" => return Class::NoBucket,
             "RequestTimeout" | "SlowDown" | "OperationAborted" | "ConditionalRequestConflict" => {
                 return Class::Transient;
@@ -281,6 +289,7 @@ mod tests {
             (401, "", Class::Denied),
             (403, "SignatureDoesNotMatch", Class::Denied),
             (400, "ExpiredToken", Class::Denied),
+            (403, "RequestTimeTooSkewed", Class::ClockOff),
             (404, "NoSuchKey", Class::NoObject),
             (404, "", Class::NoObject),
             (404, "NoSuchBucket", Class::NoBucket),

@@ -166,7 +166,7 @@ fn reason(failure: &Failure) -> &'static str {
     }
     match failure.class() {
         Class::Transient | Class::Connect => "server-error",
-        Class::Denied => "denied",
+        Class::Denied | Class::ClockOff => "denied",
         Class::Full => "full",
         Class::Unsupported => "unsupported",
         Class::NoBucket | Class::NoObject | Class::Exists | Class::PastEnd | Class::Invalid => "other",

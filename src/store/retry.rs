@@ -107,7 +107,15 @@ mod tests {
 
     #[test]
     fn what_cannot_get_better_is_not_tried_again() {
-        for class in [Class::Denied, Class::NoBucket, Class::Exists, Class::Invalid, Class::Unsupported, Class::Full] {
+        for class in [
+            Class::Denied,
+            Class::ClockOff,
+            Class::NoBucket,
+            Class::Exists,
+            Class::Invalid,
+            Class::Unsupported,
+            Class::Full,
+        ] {
             assert_eq!(pauses(class, true, 1.0, None, Duration::ZERO), [0; 0], "{class:?}");
         }
     }

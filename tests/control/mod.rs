@@ -4,6 +4,7 @@ mod abandoned;
 mod access;
 mod catalog;
 mod certs;
+mod clocks;
 mod destroy;
 mod docs;
 mod failovers;

@@ -148,7 +148,7 @@ async fn with_progress(inner: &Arc<Inner>, slot: &Arc<Slot>, context: &mut Conte
             _ = tick.tick() => {
                 let snapshot = progress.snapshot();
                 if snapshot.total > 0 || !snapshot.stage.is_empty() {
-                    slot.report_progress(meter.take(inner.clock.now(), snapshot));
+                    slot.report_progress(meter.take(inner.clock.steady(), snapshot));
                 }
             }
         }

@@ -117,7 +117,7 @@ impl Context {
             if facts.request.as_ref().is_some_and(|r| r.site == hand_over.to && r.withdrawn) {
                 return refused(format!("site {} does not want domain {} any more", hand_over.to, facts.domain));
             }
-            if self.clock.now() >= deadline {
+            if self.is_over(deadline) {
                 let text = format!(
                     "site {} has not taken domain {}, which nobody runs now. Wait waits as long once more; abort \
                      withdraws the release and starts the guests again",

@@ -130,9 +130,13 @@ impl Context {
         self.cancel.or_stop(sleep).await
     }
 
-    /// When a wait that began now is over.
+    /// When a wait that begins now is over, on the steady clock: nobody waits for hours, or not at all, since a clock was set.
     fn deadline(&self, seconds: u64) -> Time {
-        Time::from_millis(self.clock.now().millis().saturating_add(seconds.saturating_mul(1000)))
+        Time::from_millis(self.clock.steady().millis().saturating_add(seconds.saturating_mul(1000)))
+    }
+
+    fn is_over(&self, deadline: Time) -> bool {
+        self.clock.steady() >= deadline
     }
 
     fn note(&mut self, text: impl Into<String>) {

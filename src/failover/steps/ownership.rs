@@ -57,7 +57,7 @@ impl Context {
                 // The owner was started anew, and a new claim ends all requests.
                 _ => self.ask_for_it(&facts).await?,
             }
-            if self.clock.now() >= deadline {
+            if self.is_over(deadline) {
                 let text = format!(
                     "site {} has not released domain {}. Wait waits as long once more; abort withdraws the request, and \
                      nothing was changed",

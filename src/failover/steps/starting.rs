@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::failover::runbook::{OnFailure, Probe, Script, WaitFor};
 use crate::failover::task::{Choice, Question};
 use crate::failover::world::{ScriptEnd, ScriptRun};
-use crate::ids::{Name, Time};
+use crate::ids::Name;
 
 /// Longest run of one probe of a wait.
 const PROBE_LIMIT: Duration = Duration::from_secs(30);
@@ -20,12 +20,13 @@ const OUTPUT_LINES: usize = 40;
 
 impl Context {
     pub(super) async fn delay(&mut self, seconds: u64) -> Result<Ran> {
-        // Counted from when the step was begun first, so that a restart does not begin anew.
+        // Counted from when the step was begun first, so that a restart does not begin anew; a clock that was set meanwhile
+        // makes it no longer than it is.
         let began = self.record().started.unwrap_or_else(|| self.clock.now());
-        let end = Time::from_millis(began.millis().saturating_add(seconds.saturating_mul(1000)));
-        while self.clock.now() < end {
-            let left = Duration::from_millis(end.millis_since(self.clock.now()));
-            self.wait(left.min(Duration::from_secs(seconds))).await?;
+        let passed = self.clock.now().millis_since(began) / 1000;
+        let end = self.deadline(seconds.saturating_sub(passed));
+        while !self.is_over(end) {
+            self.wait(Duration::from_millis(end.millis_since(self.clock.steady()))).await?;
         }
         Ran::nothing()
     }
@@ -66,7 +67,7 @@ impl Context {
             if there {
                 return Ran::nothing();
             }
-            if self.clock.now() >= deadline {
+            if self.is_over(deadline) {
                 let trouble = self.world.hypervisor().trouble(vm).await.ok().flatten();
                 let trouble = trouble.map(|why| format!("; {why}")).unwrap_or_default();
                 let why = format!("VM {vm}: no sign of life from {what} within {} s{trouble}", wait.limit_seconds);
