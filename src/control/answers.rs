@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::appliance::Appliance;
 use crate::error::Result;
-use crate::failover::{HandOver, Request};
+use crate::failover::{HandOver, Request, Task, TaskState};
 use crate::ids::Name;
 use crate::store::Asked;
 
@@ -81,17 +81,24 @@ impl Appliance {
                     continue;
                 };
                 let hands_over = self.settings.failover.hands_over;
-                let done = match self.answers.next(&domain, &asked, hands_over, Instant::now()) {
-                    Some(Answer::HandOver) => {
-                        let begun = self.begin_hand_over(&domain, asked.site.clone()).await;
-                        if begun.is_err() {
-                            self.answers.not_begun(&domain);
+                let done =
+                    match self.answers.next(&domain, &asked, hands_over, Instant::now()) {
+                        Some(Answer::HandOver) => {
+                            let begun = self.begin_hand_over(&domain, asked.site.clone()).await;
+                            if begun.is_err() {
+                                self.answers.not_begun(&domain);
+                            }
+                            begun
                         }
-                        begun
-                    }
-                    Some(Answer::TurnDown) => hosted.turn_down().await.map(|()| "turned down".to_owned()),
-                    None => continue,
-                };
+                        Some(Answer::TurnDown) => {
+                            let why = self.why_not(&domain, &asked, hands_over);
+                            let done = self.world.turn_down(&domain, &asked, &why).await;
+                            done.map(|stood| {
+                                if stood { format!("turned down: {why}") } else { "it does not ask any more".into() }
+                            })
+                        }
+                        None => continue,
+                    };
                 let (outcome, detail) = match &done {
                     Ok(what) => (Ok(()), what.clone()),
                     Err(error) => (Err(error.kind().word()), error.to_string()),
@@ -101,6 +108,24 @@ impl Appliance {
             }
             let pause = tokio::time::sleep(LOOK_EVERY);
             tokio::select! { () = pause => {} () = self.closing.cancelled() => {} }
+        }
+    }
+
+    /// Why a request is turned down without a task, or after it.
+    fn why_not(&self, domain: &Name, asked: &Asked, hands_over: bool) -> String {
+        if !hands_over {
+            return "that site does not hand domains over when it is asked (failover.hands_over in its settings)"
+                .into();
+        }
+        let is_its =
+            |task: &Task| task.domain == *domain && matches!(&task.request, Request::HandOver(h) if h.to == asked.site);
+        let tasks = self.engine.tasks();
+        match tasks.iter().rfind(|task| is_its(task)).map(|task| (task.id, task.state.clone())) {
+            Some((id, TaskState::Failed { error })) => {
+                format!("task {id} there, which was to hand it over, failed: {error}")
+            }
+            Some((id, state)) => format!("task {id} there, which was to hand it over, is {}", state.word()),
+            None => "no task that would hand it over could begin there".into(),
         }
     }
 

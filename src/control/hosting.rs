@@ -23,6 +23,7 @@ use crate::format::PointFlags;
 use crate::ids::{Name, SegmentNo};
 use crate::log_context;
 use crate::nbd::Listen;
+use crate::progress::Progress;
 use crate::protect::{DiskStatus, Observer, ProtectReport, ProtectRequest, ProtectStatus, Protection, VmStatus};
 
 /// First pause after a start that failed, doubled up to [`MAX_PAUSE`].
@@ -31,6 +32,9 @@ const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// Looks whether disks are open, and the pause between two: ten seconds in all.
 const OPENING_LOOKS: usize = 200;
 const OPENING_PAUSE: Duration = Duration::from_millis(50);
+
+/// Time between two words of how far it is while it ends.
+const TELL_EVERY: Duration = Duration::from_millis(250);
 
 /// How far a protection is.
 enum Stage {
@@ -142,14 +146,6 @@ impl Hosted {
         }
     }
 
-    /// Turns down who asks for the domain.
-    pub(crate) async fn turn_down(&self) -> Result<()> {
-        match &*self.stage.read().await {
-            Stage::Running(protection) => protection.turn_down().await,
-            other => Err(Hosted::refuse(other)),
-        }
-    }
-
     /// How it stands.
     pub(crate) async fn status(&self) -> ProtectStatus {
         let mut status = match &*self.stage.read().await {
@@ -210,12 +206,26 @@ impl Hosted {
         }
     }
 
-    /// Ends it, and waits for that. May be asked several times.
-    pub(crate) async fn end(&self) -> Result<ProtectReport> {
+    /// Ends it, and waits for that; what is shipped meanwhile is told. May be asked several times.
+    pub(crate) async fn end(&self, progress: &Progress) -> Result<ProtectReport> {
+        let mut outgoing = match &*self.stage.read().await {
+            Stage::Running(protection) => protection.outgoing(),
+            _ => None,
+        };
         self.cancel.cancel();
         let mut ended = self.ended.subscribe();
-        // The sender lives as long as this.
-        let end = ended.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
+        let end = loop {
+            if let Some(outgoing) = &mut outgoing {
+                outgoing.tell(progress);
+            }
+            // The sender lives as long as this.
+            if let Ok(end) = tokio::time::timeout(TELL_EVERY, ended.wait_for(Option::is_some)).await {
+                break end.ok().and_then(|end| end.clone());
+            }
+        };
+        if let Some(outgoing) = &mut outgoing {
+            outgoing.tell(progress);
+        }
         match end.as_deref() {
             Some(Ok(report)) => Ok(report.clone()),
             Some(Err((kind, text))) => Err(Error::new(*kind, text.clone())),
@@ -410,8 +420,13 @@ impl Hosting {
 
     /// Ends the protection of a domain; `None` where there is none.
     pub(crate) async fn end(&self, domain: &Name) -> Option<Result<ProtectReport>> {
+        self.end_telling(domain, &Progress::new()).await
+    }
+
+    /// The same, and tells what is shipped meanwhile.
+    pub(crate) async fn end_telling(&self, domain: &Name, progress: &Progress) -> Option<Result<ProtectReport>> {
         let hosted = self.get(domain)?;
-        let end = hosted.end().await;
+        let end = hosted.end(progress).await;
         lock(&self.hosted).remove(domain);
         Some(end)
     }

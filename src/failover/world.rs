@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::facts::DomainFacts;
+use super::facts::{DomainFacts, HandOverRequest};
 use super::plan::{FailoverPlan, PointChoice, RemoteSettings};
 use super::survey::Survey;
 use crate::cancel::Cancel;
@@ -130,8 +130,8 @@ pub trait World: Send + Sync {
     /// Takes the request back. One that was never made is no error.
     async fn withdraw_request(&self, domain: &Name) -> Result<()>;
 
-    /// Tells the site that asks that it will not get the domain, and why, as far as the storage site can carry that.
-    async fn refuse_request(&self, domain: &Name, why: &str) -> Result<()>;
+    /// Tells the site that asks that it will not get the domain, and why. A request that came after `request` is left alone.
+    async fn refuse_request(&self, domain: &Name, request: &HandOverRequest, why: &str) -> Result<()>;
 
     /// Claims the domain and settles the base of the claim. Where this site has the generation already and only the
     /// base is missing, settles that. Not repeated over a settled claim.

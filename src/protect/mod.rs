@@ -43,6 +43,7 @@ mod ledger;
 mod memory;
 mod observer;
 mod opening;
+mod outgoing;
 mod pace;
 mod packer;
 mod pipeline;

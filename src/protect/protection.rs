@@ -23,6 +23,7 @@ use super::health::Health;
 use super::memory::SiteMemory;
 use super::observer::Observer;
 use super::opening::{Doubts, OpenedDisk, Opener};
+use super::outgoing::Outgoing;
 use super::pipeline::{Foundation, Pipeline};
 use super::rehydrated::Rehydrated;
 use super::report::{ProtectReport, ProtectStatus};
@@ -288,6 +289,11 @@ impl Protection {
     pub async fn status(&self) -> ProtectStatus {
         let seconds = self.began.elapsed().as_secs();
         status::of(&self.request, &self.members, &self.health, self.pipeline.as_ref(), &self.site, seconds).await
+    }
+
+    /// Counts what is shipped from now on, also while it ends. `None` where nothing is captured.
+    pub(crate) fn outgoing(&self) -> Option<Outgoing> {
+        self.pipeline.as_ref().map(|pipeline| Outgoing::new(&pipeline.backlog, pipeline.shipped.clone()))
     }
 
     /// Tells how it stands while [`Protection::claim`] is under way.

@@ -12,7 +12,7 @@
 //! of any of these: that takes a claim. It moves no data: what a release promises is for who writes it to make true.
 
 use super::owner_log::{self, Appended, Draft};
-use super::{Domain, Effect, HandOver, Horizon, Ownership, StorageSite, process};
+use super::{Asked, Domain, Effect, GenerationInfo, HandOver, Horizon, Ownership, StorageSite, process};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Author, OwnerKind};
 use crate::ids::{DomainId, Name, Time, WriterId};
@@ -112,10 +112,30 @@ impl Domain {
         self.hand(by, |name, ownership| {
             let Some(newest) = ownership.newest() else { return Ok(None) };
             if newest.author.site != *by {
-                let why = format!("domain {name} is owned by site {} since {}", newest.author.site, newest.claimed);
-                return Err(Error::new(ErrorKind::Fenced, format!("{why}: site {by} cannot go on with it")));
+                return Err(lost(name, newest, by));
             }
             Ok(may_resume(ownership).then_some(OwnerKind::Resume { generation: newest.generation }))
+        })
+        .await
+    }
+
+    /// Whether this very request stands, as of the last look.
+    pub fn is_asked(&self, asked: &Asked) -> bool {
+        matches!(self.ownership().hand_over(), HandOver::Asked(standing) if standing == *asked)
+    }
+
+    /// Turns down this very request, in the name of the owning site `by`; nothing to do where it does not stand any more.
+    ///
+    /// # Errors
+    /// As [`Domain::resume`].
+    pub async fn turn_down(&mut self, by: &Name, asked: &Asked) -> Result<HandOver> {
+        self.hand(by, |name, ownership| {
+            let Some(newest) = ownership.newest() else { return Ok(None) };
+            if newest.author.site != *by {
+                return Err(lost(name, newest, by));
+            }
+            let stands = matches!(ownership.hand_over(), HandOver::Asked(standing) if standing == *asked);
+            Ok(stands.then_some(OwnerKind::Resume { generation: newest.generation }))
         })
         .await
     }
@@ -138,6 +158,11 @@ impl Domain {
 /// Whether there is anything that a resume of the owner ends.
 pub(super) fn may_resume(ownership: &Ownership) -> bool {
     matches!(ownership.hand_over(), HandOver::Asked(_) | HandOver::Released(..))
+}
+
+fn lost(name: &Name, newest: &GenerationInfo, by: &Name) -> Error {
+    let why = format!("domain {name} is owned by site {} since {}", newest.author.site, newest.claimed);
+    Error::new(ErrorKind::Fenced, format!("{why}: site {by} cannot go on with it"))
 }
 
 fn refuse(why: String) -> Error {

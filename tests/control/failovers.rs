@@ -11,6 +11,9 @@ use crate::support::site;
 /// A site of a place that a test has.
 pub(super) type Site<'p> = site::Site<&'p Place>;
 
+/// Settings of a site that asks soon about guests that do not shut down.
+pub(super) const IMPATIENT: &str = "[failover]\nshutdown_limit = \"2s\"\n";
+
 /// A domain with one running VM at the first site, which the second has imported.
 pub(super) fn two_sites(place: &Place) -> (Site<'_>, Site<'_>) {
     protected(place, Site::start(place, "first"), Site::start(place, "second"))
@@ -82,7 +85,9 @@ fn a_site_that_cannot_hand_over_says_so_once_and_its_guests_go_on() {
     let begun = second.ask(&start);
     let id = begun["task"]["id"].as_str().or(begun["id"].as_str()).unwrap().to_owned();
     let ended = second.ended(&id, "TASK_STATE_FAILED");
-    assert!(ended.to_string().contains("turned down"), "{ended:#}");
+    // With the words of the first site's task.
+    let error = ended["error"].as_str().unwrap();
+    assert!(error.contains("turned down") && error.contains("hypervisor"), "{ended:#}");
     first.until_idle();
     let tasks = first.ask(&["task", "list", "--domain", "d"]);
     assert_eq!(tasks["tasks"].as_array().unwrap().len(), 1, "{tasks:#}");
@@ -225,7 +230,8 @@ fn progress_is_told_disk_by_disk_while_they_are_filled() {
     let place = Place::new();
     let server = S3Server::start(&place.path("objects"), Options::default()).unwrap();
     let options = options_file(&place, &server);
-    let (first, second) = (Site::start(&place, "first"), Site::start(&place, "second"));
+    let impatient = |place: &Place, name: &str, more: &str| place.serve_with(name, &format!("{more}{IMPATIENT}"));
+    let (first, second) = (Site::start_by(&place, "first", impatient), Site::start(&place, "second"));
     for site in [&first, &second] {
         site.ask(&["store", "add", "s", "--url", &server.url("site"), "--options-file", &options]);
     }
@@ -251,4 +257,25 @@ fn progress_is_told_disk_by_disk_while_they_are_filled() {
     let text = watched.json.as_str().unwrap_or_default().to_owned();
     let disks: Vec<(String, u64)> = text.lines().filter_map(told).collect();
     assert!(disks.iter().any(|(disk, total)| disk == "web/root" && *total >= 8192), "{text}");
+
+    // The same of what the first site ships before it lets go: its guest writes to the last.
+    std::fs::write(first.hypervisor("hangs"), "").unwrap();
+    let id = second.begin(&["failover", "complete", "d", "--planned", "--yes", "d"]);
+    let hands_over = first.asked("d")["id"].as_str().unwrap().to_owned();
+    server.faults().set([Rule::new(Fault::Latency(PATIENCE / 20)).verb(Verb::Put).key("segments/")]);
+    let written: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(MIB as usize).collect();
+    first.guest().write(2 * MIB, &written).unwrap();
+    std::fs::remove_file(first.hypervisor("hangs")).unwrap();
+    first.ask(&["task", "answer", &hands_over, "wait"]);
+    let watched = first.appliance.ask(&["task", "watch", &hands_over]);
+    let text = watched.json.as_str().unwrap_or_default().to_owned();
+    let shipped = |line: &str| {
+        let progress = serde_json::from_str::<Value>(line).ok()?["progress"].clone();
+        (progress["stage"] == "shipping").then(|| (number(&progress["done_bytes"]), number(&progress["total_bytes"])))
+    };
+    let shipped: Vec<_> = text.lines().filter_map(shipped).collect();
+    assert!(shipped.iter().any(|(_, total)| total.is_some_and(|total| total >= MIB)), "{text}");
+    assert!(shipped.iter().all(|(done, total)| done.unwrap_or_default() <= total.unwrap_or_default()), "{shipped:?}");
+    second.ended(&id, "TASK_STATE_DONE");
+    assert!(second.guest().read(2 * MIB, MIB as u32).unwrap() == written);
 }

@@ -201,7 +201,7 @@ impl SiteWorld {
         self.keep(&record.name, plan, false).await
     }
 
-    pub(super) async fn end_protecting(&self, domain: &Name) -> Result<SegmentRef> {
+    pub(super) async fn end_protecting(&self, domain: &Name, progress: &Progress) -> Result<SegmentRef> {
         let which = domain.clone();
         let parked = self.catalog.call(move |db| catalog::parked(db, &which)).await?;
         if let Some(at) = parked.filter(|_| self.hosting.get(domain).is_none()) {
@@ -212,7 +212,8 @@ impl SiteWorld {
             self.begin_protecting(domain, None, &[]).await?;
         }
         self.refuse_unfit(domain).await?;
-        let ended = self.hosting.end(domain).await;
+        progress.stage("shipping");
+        let ended = self.hosting.end_telling(domain, progress).await;
         let report = ended.unwrap_or_else(|| Err(Error::new(ErrorKind::Unreachable, "its protection is starting")))?;
         let (_, mut view) = self.view(domain).await?;
         let owner = view.ownership().newest().map(|newest| newest.author.site.clone());

@@ -36,12 +36,16 @@ impl SiteWorld {
         let disks = self.local_disks(&record, protecting, is_ours, has_base, follow.as_ref()).await?;
         let done = follow.as_ref().map_or((0, 0), |follow| follow.done);
         let vms = vms(&summary, newest_point, hosted.as_ref().filter(|_| protecting), done);
+        let request = match request(ownership, &self.settings.site) {
+            Some(request) => Some(self.with_reason(request, &view, &owner.site).await),
+            None => None,
+        };
         Ok(DomainFacts {
             domain: domain.clone(),
             site: self.settings.site.clone(),
             home,
             owner,
-            request: request(ownership, &self.settings.site),
+            request,
             floor: ownership.floor(),
             newest_point,
             vms,

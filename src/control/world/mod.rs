@@ -4,13 +4,15 @@
 //! |---|---|
 //! | `look`, `survey` | what is so: a domain, and what there is for a plan |
 //! | `data` | bringing disks to a point, following, protecting, draining |
-//! | `owner` | the ownership log: asking, claiming, releasing, taking back |
+//! | `asking` | what two sites tell each other about handing a domain over |
+//! | `owner` | the ownership log: claiming, releasing, taking back |
 //! | `known` | what the catalog knows of disks here |
 //! | `follower` | runs that follow domains |
 //!
 //! Owns nothing that a step did: that stands in the storage site, on the disks, in the catalog, or runs in `hosting` and
 //! `follower`. Invariant: every call looks at what is so before it acts, and may be made again.
 
+mod asking;
 mod data;
 mod follower;
 mod known;
@@ -30,15 +32,15 @@ use super::looks::{Looks, check_identity};
 use super::settings::Settings;
 use super::stores::OpenStores;
 use crate::cancel::Cancel;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::failover::{
-    self, Claim, DomainFacts, FailoverPlan, Reached, RehydrateTo, RemoteSettings, Resumed, ScriptEnd, ScriptRun,
-    Survey, World,
+    self, Claim, DomainFacts, FailoverPlan, HandOverRequest, Reached, RehydrateTo, RemoteSettings, Resumed, ScriptEnd,
+    ScriptRun, Survey, World,
 };
 use crate::hypervisor::{Hypervisor, VmSpec};
 use crate::ids::{Name, SegmentRef};
 use crate::progress::Progress;
-use crate::store::Domain;
+use crate::store::{Asked, Domain};
 
 pub(crate) use follower::{Followers, Seen};
 use known::Known;
@@ -55,6 +57,8 @@ pub(crate) struct SiteWorld {
     pub(super) hypervisor: Arc<dyn Hypervisor>,
     /// Views of domains that were opened before: a look costs one request then.
     views: Mutex<HashMap<Name, Domain>>,
+    /// Requests of this site that were turned down, and why, where that was told.
+    reasons: Mutex<HashMap<Name, (HandOverRequest, Option<String>)>>,
 }
 
 impl SiteWorld {
@@ -66,9 +70,9 @@ impl SiteWorld {
         looks: Arc<Looks>,
         hypervisor: Arc<dyn Hypervisor>,
     ) -> SiteWorld {
-        let (followers, views) = (Arc::default(), Mutex::default());
+        let (followers, views, reasons) = (Arc::default(), Mutex::default(), Mutex::default());
         let known = Known { settings: settings.clone(), catalog: catalog.clone(), stores: Arc::clone(&stores) };
-        SiteWorld { known, settings, catalog, stores, hosting, looks, followers, hypervisor, views }
+        SiteWorld { known, settings, catalog, stores, hosting, looks, followers, hypervisor, views, reasons }
     }
 
     /// What runs guests here.
@@ -104,6 +108,10 @@ impl SiteWorld {
         Ok((record, view))
     }
 
+    fn lock_reasons(&self) -> std::sync::MutexGuard<'_, HashMap<Name, (HandOverRequest, Option<String>)>> {
+        self.reasons.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock_views(&self) -> std::sync::MutexGuard<'_, HashMap<Name, Domain>> {
         self.views.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -132,26 +140,11 @@ impl World for SiteWorld {
     }
 
     async fn publish_remote_settings(&self, domain: &Name, settings: Option<&RemoteSettings>) -> Result<()> {
-        let (_, view) = self.view(domain).await?;
-        let text = match settings {
-            Some(settings) => serde_json::to_string(settings)
-                .map_err(|e| Error::with_source(ErrorKind::Internal, "put recovery settings into JSON", e))?,
-            None => String::new(),
-        };
-        if settings.is_none() && view.recovery_settings_of(&self.settings.site).await?.is_none() {
-            return Ok(());
-        }
-        view.leave_recovery_settings(&self.settings.site, &text).await
+        self.leave_settings(domain, settings).await
     }
 
     async fn remote_settings(&self, domain: &Name, from: &Name) -> Result<Option<RemoteSettings>> {
-        let (_, view) = self.view(domain).await?;
-        let text = view.recovery_settings_of(from).await?;
-        let read = text.map(|text| serde_json::from_str(&text)).transpose();
-        read.map_err(|e| {
-            let why = format!("domain {domain}: the recovery settings that site {from} left are not understood: {e}");
-            Error::new(ErrorKind::Invalid, why)
-        })
+        self.settings_left_by(domain, from).await
     }
 
     async fn request(&self, domain: &Name) -> Result<()> {
@@ -164,10 +157,9 @@ impl World for SiteWorld {
         view.withdraw_request(&self.settings.site).await.map(drop)
     }
 
-    async fn refuse_request(&self, domain: &Name, why: &str) -> Result<()> {
-        tracing::info!("who asks for it is turned down: {why}");
-        let (_, mut view) = self.view(domain).await?;
-        view.resume(&self.settings.site).await.map(drop)
+    async fn refuse_request(&self, domain: &Name, request: &HandOverRequest, why: &str) -> Result<()> {
+        let asked = Asked { site: request.site.clone(), at: request.at };
+        self.turn_down(domain, &asked, why).await.map(drop)
     }
 
     async fn claim(&self, claim: &Claim) -> Result<()> {
@@ -200,8 +192,8 @@ impl World for SiteWorld {
         self.begin_protecting(domain, plan, vms).await
     }
 
-    async fn drain(&self, domain: &Name, _: Arc<Progress>) -> Result<SegmentRef> {
-        self.end_protecting(domain).await
+    async fn drain(&self, domain: &Name, progress: Arc<Progress>) -> Result<SegmentRef> {
+        self.end_protecting(domain, &progress).await
     }
 
     async fn release(&self, domain: &Name, at: SegmentRef) -> Result<()> {

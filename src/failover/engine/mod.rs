@@ -227,7 +227,16 @@ impl Engine {
     /// says.
     pub async fn abandon(&self, id: TaskId, actor: &str) -> Result<Option<Arc<Task>>> {
         let unknown = self.inner.unknown().get(&id).cloned();
-        let slot = if unknown.is_some() { None } else { Some(self.inner.slot(id)?) };
+        let slot = match self.inner.slot(id) {
+            _ if unknown.is_some() => None,
+            Ok(slot) => Some(slot),
+            Err(error) => {
+                // One of which nothing could be read, and which was given up before.
+                let journal = self.inner.journal.clone();
+                let before = off_thread(move || journal.load()).await?.abandoned.contains_key(&id);
+                return if before { Ok(None) } else { Err(error) };
+            }
+        };
         if let Some(slot) = slot.as_ref().filter(|slot| slot.is_given_up()) {
             return Ok(Some(slot.task()));
         }

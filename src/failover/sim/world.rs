@@ -312,10 +312,10 @@ impl World for Process {
         .await
     }
 
-    async fn refuse_request(&self, _: &Name, why: &str) -> Result<()> {
-        let why = why.to_owned();
+    async fn refuse_request(&self, _: &Name, request: &HandOverRequest, why: &str) -> Result<()> {
+        let (asked, why) = ((request.site.clone(), request.at), why.to_owned());
         self.at_store("refuse-request", move |sim, _| {
-            if let Some(request) = &mut sim.request {
+            if let Some(request) = sim.request.as_mut().filter(|r| (r.site.clone(), r.at) == asked) {
                 request.refused = Some(why);
             }
             Ok(())

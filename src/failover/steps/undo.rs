@@ -37,13 +37,11 @@ impl Context {
 
     async fn refuse(&mut self) -> Result<()> {
         let facts = self.facts().await?;
-        let stands = facts.request.as_ref().is_some_and(|r| !r.withdrawn && r.refused.is_none());
-        if !stands || !facts.is_owner() {
-            return Ok(());
-        }
+        let standing = facts.request.as_ref().filter(|r| !r.withdrawn && r.refused.is_none());
+        let Some(request) = standing.filter(|_| facts.is_owner()) else { return Ok(()) };
         let because = self.task.turned.as_ref().and_then(|t| t.because.as_ref());
         let why = because.map_or_else(|| "an operator there aborted it".to_owned(), ToString::to_string);
-        self.world.refuse_request(self.domain(), &why).await
+        self.world.refuse_request(self.domain(), request, &why).await
     }
 
     async fn start_again(&mut self) -> Result<()> {

@@ -386,6 +386,8 @@ async fn a_task_of_which_nothing_can_be_read_is_named_and_can_be_given_up() {
     let recovered = engine.recover().await.unwrap();
     assert_eq!(recovered.broken[0].1.kind(), ErrorKind::Unsupported);
     assert!(engine.tasks().is_empty() && engine.abandon(id, "root").await.unwrap().is_none());
-    assert_eq!(engine.abandon(id, "root").await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(engine.abandon(id, "root").await.unwrap().is_none(), "once more changes nothing");
+    let never = TaskId::new(crate::ids::Time::from_millis(9));
+    assert_eq!(engine.abandon(never, "root").await.unwrap_err().kind(), ErrorKind::NotFound);
     assert!(start().recover().await.unwrap().broken.is_empty());
 }
