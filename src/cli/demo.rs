@@ -34,6 +34,12 @@ pub(super) struct Demo {
     /// Directory where the kernel's package was unpacked [default: this machine's own kernels]
     #[arg(long, value_name = "DIR", requires = "guest")]
     kernel_dir: Option<PathBuf>,
+    /// Storage site between both sites, at a prefix where nothing is; what is written there stays [default: a directory]
+    #[arg(long, value_name = "URL", requires = "guest")]
+    store: Option<String>,
+    /// File with options of that storage site, NAME=VALUE on each line
+    #[arg(long, value_name = "FILE", requires = "store")]
+    store_options: Option<PathBuf>,
 }
 
 impl Demo {
@@ -48,7 +54,8 @@ impl Demo {
         let done = match self.guest {
             true => {
                 let program = std::env::current_exe().io_context(|| "find this program")?;
-                let request = GuestDemoRequest { dir: dir.clone(), program, kernel_dir: self.kernel_dir };
+                let (kernel_dir, store, store_options) = (self.kernel_dir, self.store, self.store_options);
+                let request = GuestDemoRequest { dir: dir.clone(), program, kernel_dir, store, store_options };
                 guest_demo(request, progress, cancel).await.map(Shown::Guests)
             }
             false => {

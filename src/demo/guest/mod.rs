@@ -61,6 +61,10 @@ pub struct GuestDemoRequest {
     pub program: PathBuf,
     /// Directory where a kernel package was unpacked; this machine's own where absent.
     pub kernel_dir: Option<PathBuf>,
+    /// URL of the storage site between both; a directory in `dir` where absent. What is written there stays.
+    pub store: Option<String>,
+    /// File with its options.
+    pub store_options: Option<PathBuf>,
 }
 
 /// Something that was done, and how long it took.
@@ -143,9 +147,16 @@ pub async fn guest_demo(request: GuestDemoRequest, progress: Arc<Progress>, canc
     Ok(demo.report)
 }
 
+/// As a process that works elsewhere finds it.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::fs::canonicalize(path).io_context(|| format!("options of the storage site {}", path.display()))
+}
+
 struct Demo {
     began: Instant,
     dir: PathBuf,
+    /// URL of the storage site, and file with its options.
+    store: (String, Option<PathBuf>),
     first: Site,
     second: Site,
     vms: Vec<Name>,
@@ -173,7 +184,9 @@ impl Demo {
         let site = |name| Site::new(name, &dir, &request.program, kvm, &vms, cancel.clone());
         let report = GuestDemoReport { dir: dir.clone(), hypervisor: probe.describe(), ..GuestDemoReport::default() };
         let (first, second) = (site("first")?, site("second")?);
-        Ok(Demo { began, first, second, vms, progress, report, dir })
+        let url = request.store.clone().unwrap_or_else(|| format!("file://{}", dir.join("store").display()));
+        let store = (url, request.store_options.as_deref().map(absolute).transpose()?);
+        Ok(Demo { began, store, first, second, vms, progress, report, dir })
     }
 
     async fn show(&mut self) -> Result<()> {
@@ -205,13 +218,19 @@ impl Demo {
     async fn both_sites(&mut self) -> Result<()> {
         self.progress.stage("start both appliances");
         let since = Instant::now();
-        let store = format!("file://{}", self.dir.join("store").display());
+        let options = self.store.1.as_ref().map(|path| path.display().to_string());
         for site in [&mut self.first, &mut self.second] {
             site.serve().await?;
-            site.ask(&["store", "add", "s", "--url", &store]).await?;
+            let mut words = vec!["store", "add", "s", "--url", &self.store.0];
+            words.extend(options.iter().flat_map(|options| ["--options-file", options]));
+            site.ask(&words).await?;
         }
         self.first.ask(&["domain", "create", DOMAIN, "--store", "s"]).await?;
-        self.done(since, "two appliances and a storage site in a directory");
+        let between = match self.store.0.strip_prefix("file://") {
+            Some(_) => "a storage site in a directory",
+            None => &self.store.0.clone(),
+        };
+        self.done(since, format!("two appliances and {between}"));
         Ok(())
     }
 
