@@ -150,10 +150,10 @@ impl Appliance {
         Ok(())
     }
 
-    /// Looks at imported domains until the appliance closes.
+    /// Looks at imported domains, and at those that another site has taken over, until the appliance closes.
     pub(crate) async fn keep_looking(self: Arc<Appliance>) {
         while !self.closing.is_cancelled() {
-            let skip = |name: &Name| self.hosting.get(name).is_some();
+            let skip = |name: &Name| self.hosting.get(name).is_some_and(|hosted| !hosted.is_fenced());
             let (looks, clock) = (self.settings.looks, &self.clock);
             let round = self.looks.round(&self.stores, &self.catalog, looks, skip, || clock.now());
             let done = tokio::select! { done = round => done, () = self.closing.cancelled() => return };

@@ -24,7 +24,9 @@ use crate::ids::{Name, SegmentNo};
 use crate::log_context;
 use crate::nbd::Listen;
 use crate::progress::Progress;
-use crate::protect::{DiskStatus, Observer, ProtectReport, ProtectRequest, ProtectStatus, Protection, VmStatus};
+use crate::protect::{
+    CaptureMode, DiskStatus, Observer, ProtectReport, ProtectRequest, ProtectStatus, Protection, VmStatus,
+};
 
 /// First pause after a start that failed, doubled up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_secs(1);
@@ -136,6 +138,12 @@ impl Hosted {
     /// Whether what guests write is captured, or was until another writer came.
     pub(crate) async fn is_running(&self) -> bool {
         matches!(&*self.stage.read().await, Stage::Running(_))
+    }
+
+    /// Whether another writer came, as far as that can be told at once.
+    pub(crate) fn is_fenced(&self) -> bool {
+        let stage = self.stage.try_read();
+        matches!(stage.as_deref(), Ok(Stage::Running(protection)) if protection.mode() == CaptureMode::Fenced)
     }
 
     /// Who asks for the domain, while it is written from here.

@@ -180,9 +180,12 @@ impl Appliance {
         };
         view.set_mode(mode);
         view.set_status(status_of(&status.status));
-        if mode != DomainMode::Fenced {
-            view.owner_site = self.site().to_string();
-        }
+        // Who has it instead is seen by looking.
+        let seen = look.and_then(|look| look.found.as_ref().ok()).map(|summary| &summary.owner);
+        view.owner_site = match mode {
+            DomainMode::Fenced => seen.filter(|owner| *owner != self.site()).map(Name::to_string).unwrap_or_default(),
+            _ => self.site().to_string(),
+        };
         view.generation = status.generation.unwrap_or_default();
         if status.shipped > 0 {
             let time = status.point_time.as_deref().and_then(time_of);

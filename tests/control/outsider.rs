@@ -1,8 +1,10 @@
-//! A client that is not ours: Python's gRPC, which knows nothing of the interface but what reflection tells it.
+//! A client that is not ours: Python's gRPC, which knows nothing of the interface but what reflection tells it. It goes through the
+//! whole flow.
 
 use std::process::Command;
 
-use super::appliance::{Appliance, Place};
+use super::appliance::Place;
+use super::failovers::Site;
 
 /// Python with grpcio and grpcio-reflection; none where it is not installed.
 fn python(test: &str) -> Option<std::path::PathBuf> {
@@ -13,14 +15,15 @@ fn python(test: &str) -> Option<std::path::PathBuf> {
     found
 }
 
-fn run(python: &std::path::Path, place: &Place, first: &Appliance, second: &Appliance) -> String {
+fn run(python: &std::path::Path, place: &Place, first: &Site<'_>, second: &Site<'_>) -> String {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/control/outsider.py");
     // The limit is for a client that waits for ever; none comes near it.
     let mut command = Command::new("timeout");
-    command.arg("120").arg(python).arg(script);
+    command.arg("300").arg(python).arg(script);
     let out = command
-        .args([format!("unix:{}", first.socket.display()), format!("unix:{}", second.socket.display())])
-        .args([place.store_url(), place.image("outsider").display().to_string()])
+        .args([first, second].map(|site| format!("unix:{}", site.appliance.socket.display())))
+        .args([place.store_url(), place.image("outsider").display().to_string(), first.datastore(), second.datastore()])
+        .arg(first.hypervisor("vm-web"))
         .output()
         .unwrap();
     let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -32,7 +35,8 @@ fn run(python: &std::path::Path, place: &Place, first: &Appliance, second: &Appl
 fn a_transcript_of_a_client_that_is_not_ours() {
     let Some(python) = python("a transcript of a client that is not ours") else { return };
     let place = Place::new();
-    let (first, second) = (place.serve("first"), place.serve("second"));
+    let (first, second) = (Site::start(&place, "first"), Site::start(&place, "second"));
+    first.switch("web", "running");
     let told = run(&python, &place, &first, &second);
     let steps: Vec<&str> = told.lines().collect();
     let expected = [
@@ -49,6 +53,28 @@ fn a_transcript_of_a_client_that_is_not_ours() {
         "imported DOMAIN_MODE_IMPORTED",
         "twice FAILED_PRECONDITION",
         "invalid INVALID_ARGUMENT disks[0].path",
+        "runbook INVALID_ARGUMENT",
+        "runbook 1",
+        "plan ['dr log_store SEVERITY_ERROR', 'failover datastore SEVERITY_ERROR']",
+        "plan [('web', True)] first no loss",
+        "followed TASK_STATE_DONE ['check', 'follow', 'catch-up']",
+        "follows first",
+        "conditions True no loss",
+        "completed TASK_STATE_DONE ['check', 'publish-settings', 'request', 'await-release', 'claim', 'finish', 'protect', \
+         'define', 'start web', 'clean-up']",
+        "runs second",
+        "follows second",
+        "back TASK_STATE_DONE first",
+        "followed TASK_STATE_DONE",
+        "forced FAILED_PRECONDITION",
+        "forced TASK_STATE_DONE ['check', 'claim', 'finish', 'protect', 'define', 'start web', 'clean-up']",
+        "runs second",
+        "fenced second",
+        "back TASK_STATE_DONE ['check', 'rehydrate', 'request', 'await-release', 'claim', 'finish', 'protect', 'define', \
+         'start web', 'clean-up']",
+        "home first",
+        "nothing to cancel NOT_FOUND",
+        "tasks 3 6",
         "unprotected True",
         "events ok",
     ];
