@@ -5,13 +5,19 @@
 //! | `Unreachable` | tried again, [`MAX_ATTEMPTS`] times with pauses; then a question | the same |
 //! | `Refused`, `Fenced`, `Invalid`, `NotFound`, `Unsupported` | turn back | a question; `Fenced` ends the task |
 //! | all others | a question: the operator removes the cause | a question |
+//!
+//! [`NOT_DONE`] of a step of the runbook is what the runbook speaks of: `retry` is tried again as often as it says, with the
+//! same pauses, and then a question; `stop` turns back before the point of no return, and ends the task after it.
 
 use std::time::Duration;
 
+use super::runbook::OnFailure;
 use super::step::Step;
 use super::task::{Choice, Question, TaskError};
 use crate::error::ErrorKind;
 
+/// The kind of error with which a step of the runbook says that its script failed, or that nothing answered in time.
+pub(super) const NOT_DONE: ErrorKind = ErrorKind::Incomplete;
 /// Tries of one step before the operator is asked.
 pub const MAX_ATTEMPTS: u32 = 12;
 /// Longest pause between two tries.
@@ -31,9 +37,13 @@ pub(super) enum Verdict {
 }
 
 /// What follows from the failure of a step that was tried `attempts` times; `committed`: past the point of no return.
-pub(super) fn verdict(error: &TaskError, attempts: u32, committed: bool) -> Verdict {
+pub(super) fn verdict(step: &Step, error: &TaskError, attempts: u32, committed: bool) -> Verdict {
     use ErrorKind::{Fenced, Invalid, NotFound, Refused, Unreachable, Unsupported};
+    let said = step.on_failure().filter(|_| error.kind == NOT_DONE);
     match (error.kind, committed) {
+        _ if said.is_some_and(|(then, retries)| then == OnFailure::Retry && attempts <= retries) => Verdict::Retry,
+        (_, true) if said.is_some_and(|(then, _)| then == OnFailure::Stop) => Verdict::End,
+        (_, false) if said.is_some_and(|(then, _)| then == OnFailure::Stop) => Verdict::TurnBack,
         (Unreachable, _) if attempts < MAX_ATTEMPTS => Verdict::Retry,
         (Fenced, true) => Verdict::End,
         (Refused | Fenced | Invalid | NotFound | Unsupported, false) => Verdict::TurnBack,
@@ -94,10 +104,33 @@ mod tests {
     fn nothing_is_tried_for_ever_and_nothing_committed_turns_back() {
         for kind in ALL_KINDS {
             let error = TaskError { kind, text: String::new() };
-            assert_ne!(verdict(&error, MAX_ATTEMPTS, false), Verdict::Retry, "{kind:?}");
-            assert_ne!(verdict(&error, 1, true), Verdict::TurnBack, "{kind:?}");
-            let ends = verdict(&error, 1, true) == Verdict::End;
+            let step = Step::Protect;
+            assert_ne!(verdict(&step, &error, MAX_ATTEMPTS, false), Verdict::Retry, "{kind:?}");
+            assert_ne!(verdict(&step, &error, 1, true), Verdict::TurnBack, "{kind:?}");
+            let ends = verdict(&step, &error, 1, true) == Verdict::End;
             assert_eq!(ends, kind == ErrorKind::Fenced, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_script_that_fails_is_tried_again_or_ends_the_task_as_the_runbook_says() {
+        let failed = TaskError { kind: NOT_DONE, text: String::new() };
+        let step = |then: &str| -> Step {
+            serde_json::from_str(&format!(r#"{{"run-script":{{"script":{{"command":["/x"],{then}}},"vm":null}}}}"#))
+                .unwrap()
+        };
+        for (then, last) in [(r#""on_failure":"retry""#, 3), (r#""on_failure":"retry","retries":20"#, 20)] {
+            assert_eq!(verdict(&step(then), &failed, last, true), Verdict::Retry);
+            assert_eq!(verdict(&step(then), &failed, last + 1, true), Verdict::Ask);
+        }
+        let stop = step(r#""on_failure":"stop""#);
+        assert_eq!(verdict(&stop, &failed, 1, false), Verdict::TurnBack);
+        assert_eq!(verdict(&stop, &failed, 1, true), Verdict::End);
+        assert_eq!(verdict(&step(r#""on_failure":"ask""#), &failed, 1, true), Verdict::Ask);
+        // What else goes wrong with it is no matter of the runbook's.
+        let away = TaskError { kind: ErrorKind::Io, text: String::new() };
+        for then in ["stop", "retry"] {
+            assert_eq!(verdict(&step(&format!(r#""on_failure":"{then}""#)), &away, 1, true), Verdict::Ask);
         }
     }
 

@@ -18,8 +18,16 @@ pub enum OnFailure {
     #[default]
     Ask,
     /// Note it and go on.
+    #[serde(alias = "skip")]
     Continue,
+    /// Try it again with growing pauses, `retries` times; then ask.
+    Retry,
+    /// End the task: before the point of no return it turns back, after it what was done stays.
+    Stop,
 }
+
+/// Tries after the first one, where [`OnFailure::Retry`] comes without a number.
+const USUAL_RETRIES: u32 = 3;
 
 /// A command that is run at this site.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +44,16 @@ pub struct Script {
     /// Where it fails, or is killed.
     #[serde(default)]
     pub on_failure: OnFailure,
+    /// With [`OnFailure::Retry`], tries after the first one; 1 to 100, 3 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u32>,
+}
+
+impl Script {
+    /// What follows where it fails, and how often it is tried again by itself.
+    pub fn after_failure(&self) -> (OnFailure, u32) {
+        (self.on_failure, self.retries.unwrap_or(USUAL_RETRIES))
+    }
 }
 
 /// What shows that a VM is up.
@@ -68,6 +86,16 @@ pub struct WaitFor {
     /// Where it does not come in that time.
     #[serde(default)]
     pub on_timeout: OnFailure,
+    /// With [`OnFailure::Retry`], waits as long after the first one; 1 to 100, 3 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u32>,
+}
+
+impl WaitFor {
+    /// What follows where it does not come, and how often it is waited for again by itself.
+    pub fn after_timeout(&self) -> (OnFailure, u32) {
+        (self.on_timeout, self.retries.unwrap_or(USUAL_RETRIES))
+    }
 }
 
 /// Address of a network card in the guest. The hypervisor's driver is told; whether it can act on it is its matter.

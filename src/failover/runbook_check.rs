@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::finding::{Finding, Stage};
 use super::order::order;
-use super::runbook::{Group, IpSettings, Probe, Runbook, Script, VmStart, WaitFor};
+use super::runbook::{Group, IpSettings, OnFailure, Probe, Runbook, Script, VmStart, WaitFor};
 use crate::ids::Name;
 
 /// Most groups, VMs, scripts of one place, and so on.
@@ -18,6 +18,8 @@ pub(super) const MAX_TEXT: usize = 4096;
 pub(super) const MAX_CPUS: u32 = 4096;
 /// Memory of a VM in bytes: least and most.
 pub(super) const MEMORY_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=64 << 40;
+/// How often what failed is tried again by itself.
+const RETRIES: std::ops::RangeInclusive<u32> = 1..=100;
 /// Most network cards of a VM that a runbook can speak of.
 const MAX_NIC: u32 = 1024;
 
@@ -118,6 +120,7 @@ impl Check<'_> {
 
     fn wait(&mut self, field: &str, wait: &WaitFor) {
         self.seconds(&format!("{field}.limit_seconds"), wait.limit_seconds, 1);
+        self.retries(field, "on_timeout", wait.on_timeout, wait.retries);
         match &wait.probe {
             Probe::TcpPort { host, port } if host.is_empty() || host.len() > 255 || *port == 0 => {
                 self.error(field, format!("{host:?} port {port} cannot be connected to"), "name a host and a port");
@@ -136,6 +139,7 @@ impl Check<'_> {
             let field = format!("{field}[{i}]");
             self.command(&field, &script.command);
             self.seconds(&format!("{field}.limit_seconds"), script.limit_seconds, 1);
+            self.retries(&field, "on_failure", script.on_failure, script.retries);
             for (name, value) in &script.environment {
                 let bad_name = name.is_empty() || name.contains(['=', '\0']) || name.len() > MAX_TEXT;
                 if bad_name || value.contains('\0') || value.len() > MAX_TEXT {
@@ -146,6 +150,19 @@ impl Check<'_> {
                     self.error(&format!("{field}.environment"), text, "choose another name");
                 }
             }
+        }
+    }
+
+    fn retries(&mut self, field: &str, when: &str, then: OnFailure, retries: Option<u32>) {
+        let Some(retries) = retries else { return };
+        let field = format!("{field}.retries");
+        if !RETRIES.contains(&retries) {
+            let remedy = format!("must be {} to {}", RETRIES.start(), RETRIES.end());
+            self.error(&field, format!("is {retries}"), &remedy);
+        }
+        if then != OnFailure::Retry {
+            let text = format!("it is there without {when} = \"retry\"");
+            self.error(&field, text, "say that it is to be tried again, or remove this");
         }
     }
 
@@ -263,7 +280,9 @@ mod tests {
                 "groups":[{"name":"front","after":["data"],"vms":[{"vm":"web","after":["db"]},{"vm":"app"}]},
                           {"name":"data","confirm":"is the array there?","vms":[{"vm":"db","cpus":4,"memory_bytes":1073741824,
                             "nics":[{"nic":0,"network":"dr","ip":{"address":"10.0.0.5/24","gateway":"10.0.0.1","dns":["fd00::1"]}}],
-                            "wait_for":[{"probe":{"tcp-port":{"host":"db","port":5432}},"limit_seconds":5,"on_timeout":"continue"}]}]}]}"#,
+                            "wait_for":[{"probe":{"tcp-port":{"host":"db","port":5432}},"limit_seconds":5,"on_timeout":"skip"}],
+                            "scripts_after":[{"command":["/x"],"on_failure":"retry","retries":100},
+                                             {"command":["/x"],"on_failure":"stop"}]}]}]}"#,
         );
         assert_eq!(fields(&book), Vec::<String>::new());
         assert_eq!(of_json(&serde_json::to_string(&book).unwrap()), book);
@@ -273,18 +292,20 @@ mod tests {
     #[test]
     fn everything_that_is_wrong_is_found_at_once() {
         let book = of_json(
-            r#"{"scripts_after":[{"command":[],"limit_seconds":0,"environment":{"FRESHET_VM":"x"}}],
+            r#"{"scripts_after":[{"command":[],"limit_seconds":0,"environment":{"FRESHET_VM":"x"},"on_failure":"retry","retries":101}],
                 "groups":[{"name":"a","after":["b","nobody"],"delay_seconds":999999,"vms":[
                             {"vm":"web","after":["db"],"cpus":0,"memory_bytes":1},
                             {"vm":"ghost","nics":[{"nic":0,"ip":{"address":"10.0.0.5","gateway":"x"}},{"nic":0}]}]},
                           {"name":"b","after":["a"],"vms":[{"vm":"web"},{"vm":"db","after":["app"]},{"vm":"app","after":["db"],
-                            "wait_for":[{"probe":{"tcp-port":{"host":"","port":0}}},{"probe":{"script":{"command":[""]}}}]}]},
+                            "wait_for":[{"probe":{"tcp-port":{"host":"","port":0}}},{"probe":{"script":{"command":[""]}},"retries":1}]}]},
                           {"name":""}]}"#,
         );
         let found = fields(&book).join("\n");
         for part in [
             "scripts_after[0].command",
             "scripts_after[0].limit_seconds",
+            "scripts_after[0].retries: is 101",
+            "wait_for[1].retries: it is there without on_timeout",
             "FRESHET_VM is set by Freshet",
             "no group \"nobody\"",
             "groups[0].delay_seconds",

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::runbook::{Script, WaitFor};
+use super::runbook::{OnFailure, Script, WaitFor};
 use crate::ids::Name;
 
 /// One step. Each can be run again, whether or not it was done, and then does only what is missing.
@@ -125,6 +125,15 @@ impl Step {
         match self {
             Step::RunScript { vm, .. } => vm.as_ref(),
             Step::Start { vm } | Step::WaitFor { vm, .. } => Some(vm),
+            _ => None,
+        }
+    }
+
+    /// What the runbook says of its failure, and how often it is tried again by itself; `None` where no runbook speaks of it.
+    pub fn on_failure(&self) -> Option<(OnFailure, u32)> {
+        match self {
+            Step::RunScript { script, .. } => Some(script.after_failure()),
+            Step::WaitFor { wait, .. } => Some(wait.after_timeout()),
             _ => None,
         }
     }

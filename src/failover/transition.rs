@@ -219,7 +219,7 @@ impl Turn<'_> {
         }
         let committed = point_of_no_return(self.task).is_some();
         let record = &mut self.task.steps[i];
-        match policy::verdict(error, record.attempts, committed) {
+        match policy::verdict(&record.step, error, record.attempts, committed) {
             Verdict::Retry => {
                 record.state = StepState::Retrying { error: error.clone() };
                 self.settle();
@@ -373,7 +373,7 @@ impl Turn<'_> {
         let i = self.undoing(step)?;
         self.note(i, &error.text);
         let record = &self.task.steps[i];
-        if policy::verdict(error, record.attempts, true) != Verdict::Retry {
+        if policy::verdict(&record.step, error, record.attempts, true) != Verdict::Retry {
             let question = policy::question_after_undo(&record.step, error);
             self.ask(i, question);
         }

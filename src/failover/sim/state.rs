@@ -35,6 +35,8 @@ pub(crate) struct SimSite {
     pub(crate) scripts: BTreeSet<String>,
     /// Exit codes of scripts, by program.
     pub(crate) exits: BTreeMap<String, i32>,
+    /// How often scripts fail before they end as they should, by program.
+    pub(crate) failing: BTreeMap<String, u32>,
     /// Things that a recovery leaves and that must be cleaned up.
     pub(crate) leftovers: bool,
     /// It forgot the domain.

@@ -487,6 +487,10 @@ impl World for Process {
         let run = run.clone();
         self.call("script", move |sim, site| {
             let program = run.command[0].clone();
+            if let Some(left) = sim.site_mut(site).failing.get_mut(&program).filter(|left| **left > 0) {
+                *left -= 1;
+                return Ok(ScriptEnd { code: Some(1), timed_out: false, output: "not yet".to_owned() });
+            }
             let code = sim.site(site).exits.get(&program).copied().unwrap_or(0);
             sim.site_mut(site).scripts.insert(format!("{program} {}", run.environment["FRESHET_VM"]));
             Ok(ScriptEnd { code: Some(code), timed_out: false, output: format!("{program} says hello") })

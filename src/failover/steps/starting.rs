@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Context, Ran};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+use crate::failover::policy;
 use crate::failover::runbook::{OnFailure, Probe, Script, WaitFor};
 use crate::failover::task::{Choice, Question};
 use crate::failover::world::{ScriptEnd, ScriptRun};
@@ -37,7 +38,14 @@ impl Context {
             environment: self.environment(&script.environment, vm),
             limit: Duration::from_secs(script.limit_seconds),
         };
-        let end = self.world.run_script(&run).await?;
+        let program = script.command.first().map_or("", String::as_str);
+        let end = match self.world.run_script(&run).await {
+            // That it cannot be begun is a failure of the script as any other.
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Denied) => {
+                return self.failed(script.after_failure(), format!("script {program} cannot be run: {e}"));
+            }
+            end => end?,
+        };
         self.tell(&end);
         if end.is_success() {
             return Ran::nothing();
@@ -47,8 +55,7 @@ impl Context {
             (false, Some(code)) => format!("ended with exit code {code}"),
             (false, None) => "was killed".to_owned(),
         };
-        let program = script.command.first().map_or("", String::as_str);
-        self.failed(script.on_failure, format!("script {program} {how}"), vm)
+        self.failed(script.after_failure(), format!("script {program} {how}"))
     }
 
     pub(super) async fn wait_for(&mut self, wait: &WaitFor, vm: &Name) -> Result<Ran> {
@@ -71,7 +78,7 @@ impl Context {
                 let trouble = self.world.hypervisor().trouble(vm).await.ok().flatten();
                 let trouble = trouble.map(|why| format!("; {why}")).unwrap_or_default();
                 let why = format!("VM {vm}: no sign of life from {what} within {} s{trouble}", wait.limit_seconds);
-                return self.failed(wait.on_timeout, why, Some(vm));
+                return self.failed(wait.after_timeout(), why);
             }
             self.wait(self.poll).await?;
         }
@@ -86,18 +93,20 @@ impl Context {
         Ok(Ran::Ask(Question { text, choices, vms: Vec::new() }))
     }
 
-    /// What did not go well is noted, and an operator asked unless the runbook says to go on.
-    fn failed(&mut self, then: OnFailure, why: String, vm: Option<&Name>) -> Result<Ran> {
-        self.note(why.clone());
-        if then == OnFailure::Continue {
-            return Ran::nothing();
-        }
-        let text = format!(
-            "{why}; the step's log says more. Retry tries it again; skip goes on without it; give-up ends the task, and \
-             what was done stays as it is"
-        );
-        let choices = vec![Choice::Retry, Choice::Skip, Choice::GiveUp];
-        Ok(Ran::Ask(Question { text, choices, vms: vm.cloned().into_iter().collect() }))
+    /// What did not go well is noted where the runbook says to go on; else it is an error, and what follows is decided by
+    /// what the runbook says of it.
+    fn failed(&mut self, (then, retries): (OnFailure, u32), why: String) -> Result<Ran> {
+        let attempt = self.record().attempts;
+        let why = match then {
+            OnFailure::Continue => {
+                self.note(why);
+                return Ran::nothing();
+            }
+            OnFailure::Ask => why,
+            OnFailure::Retry => format!("{why} (try {attempt}, retries = {retries})"),
+            OnFailure::Stop => format!("{why}, and the runbook says to stop there"),
+        };
+        Err(Error::new(policy::NOT_DONE, why))
     }
 
     fn tell(&mut self, end: &ScriptEnd) {

@@ -4,7 +4,7 @@ use crate::error::ErrorKind;
 use crate::failover::engine::replay;
 use crate::failover::event::{ENTRY_VERSION, Entry, Event, MAX_ENTRY_LEN, Outcome};
 use crate::failover::request::{Complete, Forget, HandOver, Request};
-use crate::failover::runbook::{Probe, Script, WaitFor};
+use crate::failover::runbook::{OnFailure, Probe, Script, WaitFor};
 use crate::failover::samples::{self, name};
 use crate::failover::step::Step;
 use crate::failover::task::{Choice, Completion, Question, TaskError, TaskId};
@@ -17,10 +17,11 @@ pub(super) fn all_steps() -> Vec<Step> {
         environment: [("K".to_owned(), "v".to_owned())].into(),
         limit_seconds: 9,
         on_failure: Default::default(),
+        retries: None,
     };
     let vm = name("db");
     let wait = |probe| Step::WaitFor {
-        wait: WaitFor { probe, limit_seconds: 5, on_timeout: Default::default() },
+        wait: WaitFor { probe, limit_seconds: 5, on_timeout: Default::default(), retries: None },
         vm: name("db"),
     };
     vec![
@@ -52,10 +53,40 @@ pub(super) fn all_steps() -> Vec<Step> {
     ]
 }
 
+/// Steps with what runbooks say since later versions of this program.
+fn later_steps() -> Vec<Step> {
+    let script = |on_failure, retries| Step::RunScript {
+        script: Script {
+            command: vec!["/bin/a".into()],
+            environment: Default::default(),
+            limit_seconds: 9,
+            on_failure,
+            retries,
+        },
+        vm: None,
+    };
+    let probe = Probe::TcpPort { host: "db".into(), port: 5432 };
+    let wait = WaitFor { probe, limit_seconds: 5, on_timeout: OnFailure::Retry, retries: Some(7) };
+    vec![
+        script(OnFailure::Continue, None),
+        script(OnFailure::Retry, None),
+        script(OnFailure::Retry, Some(7)),
+        script(OnFailure::Stop, None),
+        Step::WaitFor { wait, vm: name("db") },
+    ]
+}
+
 /// One entry of every kind, and every step and outcome.
 fn all() -> Vec<Event> {
     let at = SegmentRef::new(Generation::new(3), SegmentNo::new(17));
-    let (vm, steps) = (name("db"), all_steps());
+    let checked = |steps| Outcome::Checked {
+        owner: name("a"),
+        generation: Generation::new(3),
+        vms: vec![name("db")],
+        excluded: vec![(name("web"), "why".into())],
+        plan: None,
+        steps,
+    };
     let requests = vec![
         Request::Plan(Box::new(samples::plan("shop"))),
         Request::Complete(Box::new(Complete {
@@ -83,21 +114,14 @@ fn all() -> Vec<Event> {
         requests.into_iter().map(|request| Event::Submitted { request, actor: actor() }).collect();
     let outcomes = vec![
         Outcome::Nothing,
-        Outcome::Checked {
-            owner: name("a"),
-            generation: Generation::new(3),
-            vms: vec![vm.clone()],
-            excluded: vec![(name("web"), "why".into())],
-            plan: None,
-            steps,
-        },
+        checked(all_steps()),
         Outcome::Rehydrated { at },
         Outcome::Claimed { generation: Generation::new(4), base: at },
         Outcome::Drained { at },
         Outcome::Taken { by: name("b"), generation: Generation::new(4) },
     ];
     events.extend(outcomes.into_iter().map(|outcome| Event::Finished { step: 1, outcome, log: log() }));
-    let question = Question { text: "well?".into(), choices: Choice::ALL.to_vec(), vms: vec![vm] };
+    let question = Question { text: "well?".into(), choices: Choice::ALL.to_vec(), vms: vec![name("db")] };
     events.extend([
         Event::Began { step: 0 },
         Event::Failed { step: 1, error: error(), log: log() },
@@ -112,6 +136,8 @@ fn all() -> Vec<Event> {
         Event::UndoFailed { step: 1, error: error() },
         Event::UndoOvertaken { step: 1, why: "b was first".into() },
     ]);
+    // What came later stands at the end: the lines before it stay as they were.
+    events.push(Event::Finished { step: 1, outcome: checked(later_steps()), log: log() });
     events
 }
 

@@ -25,7 +25,11 @@ fn requests() -> Vec<Request> {
         runbook: None,
     });
     let hand_over = HandOver { domain: name("shop"), to: name("b"), shutdown_limit_seconds: 1, taken_limit_seconds: 1 };
-    vec![Request::Plan(Box::new(samples::plan("shop"))), Request::Plan(Box::new(planned)), Request::HandOver(hand_over)]
+    let mut by_the_book = samples::plan("shop");
+    let book = r#"{"scripts_before":[{"command":["/a"],"on_failure":"retry"},{"command":["/b"],"on_failure":"stop"}]}"#;
+    by_the_book.options.runbook = Some(serde_json::from_str(book).unwrap());
+    let request = |plan| Request::Plan(Box::new(plan));
+    vec![request(samples::plan("shop")), request(planned), Request::HandOver(hand_over), request(by_the_book)]
 }
 
 fn begin(request: &Request) -> Task {
@@ -56,7 +60,8 @@ fn outcome_of(task: &Task, step: usize) -> Outcome {
 /// What a made-up event is made of: which, and a number that chooses within it.
 type Seed = (u8, u8, u8);
 
-const KINDS: [ErrorKind; 6] = [
+const KINDS: [ErrorKind; 7] = [
+    ErrorKind::Incomplete,
     ErrorKind::Unreachable,
     ErrorKind::Io,
     ErrorKind::Refused,
@@ -136,7 +141,7 @@ proptest! {
 
     #[test]
     fn any_event_in_any_state_gives_a_task_or_says_why_not(
-        which in 0usize..3,
+        which in 0usize..4,
         seeds in proptest::collection::vec(any::<Seed>(), 1..150),
     ) {
         let request = &requests()[which];
@@ -253,4 +258,37 @@ fn what_was_overtaken_goes_on_forwards() {
     assert_eq!((next_action(&task), task.state.word()), (Action::Do(taker), "running"));
     let task = through(task.clone(), done(&task, taker));
     assert_eq!(task.state, TaskState::Done);
+}
+
+#[test]
+fn a_script_is_tried_as_often_as_the_runbook_says_and_one_that_stops_turns_back_or_ends_the_task() {
+    let step = |text: &str| serde_json::from_str::<Step>(text).unwrap();
+    let retried = step(r#"{"run-script":{"script":{"command":["/a"],"on_failure":"retry","retries":2},"vm":null}}"#);
+    let stops = step(r#"{"run-script":{"script":{"command":["/b"],"on_failure":"stop"},"vm":null}}"#);
+    let failed = |step| {
+        let error = TaskError { kind: ErrorKind::Incomplete, text: "script /b ended badly".into() };
+        [Event::Began { step }, Event::Failed { step, error, log: vec![] }]
+    };
+    let listed = |steps: Vec<Step>| {
+        let task = begin(&requests()[0]);
+        let Outcome::Checked { owner, generation, vms, excluded, plan, .. } = outcome_of(&task, 0) else { panic!() };
+        let outcome = Outcome::Checked { owner, generation, vms, excluded, plan, steps };
+        through(task, [Event::Began { step: 0 }, Event::Finished { step: 0, outcome, log: vec![] }])
+    };
+    let mut task = listed(vec![retried, stops.clone()]);
+    task = through(task, failed(1));
+    assert!(matches!(task.steps[1].state, StepState::Retrying { .. }) && task.question().is_none());
+    // Cut off by the end of the process, and begun again: a try as any other.
+    task = through(task, [Event::Began { step: 1 }]);
+    task = through(task, failed(1));
+    assert_eq!(task.steps[1].attempts, 3);
+    assert_eq!(task.question().unwrap().choices, [Choice::Retry, Choice::Skip, Choice::Abort]);
+    let before = listed(vec![Step::PublishSettings, stops.clone(), Step::Claim]);
+    let before = through(before.clone(), done(&before, 1));
+    let turned = through(before, failed(2));
+    assert!(matches!(&turned.state, TaskState::Cancelling { because: Some(e) } if e.text.contains("/b")), "{turned:?}");
+    assert_eq!(next_action(&turned), Action::Undo(1));
+    let after = listed(vec![Step::Claim, stops]);
+    let ended = through(through(after.clone(), done(&after, 1)), failed(2));
+    assert!(matches!(&ended.state, TaskState::Failed { error } if error.text.contains("/b")), "{:?}", ended.state);
 }
