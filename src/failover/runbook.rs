@@ -72,6 +72,12 @@ pub enum Probe {
         /// Program and arguments.
         command: Vec<String>,
     },
+    /// The agent in the guest answers.
+    GuestAgent {
+        /// And tells that a card of the guest has this address; any where empty.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        address: String,
+    },
 }
 
 /// Waiting for a sign of life.
@@ -165,6 +171,11 @@ pub struct VmStart {
 }
 
 impl VmStart {
+    /// Its agent is waited for.
+    pub(super) fn waits_for_agent(&self) -> bool {
+        self.power_on && self.wait_for.iter().any(|wait| matches!(wait.probe, Probe::GuestAgent { .. }))
+    }
+
     /// A VM that starts as it is defined.
     pub fn plain(vm: Name) -> VmStart {
         VmStart {

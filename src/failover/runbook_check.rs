@@ -127,6 +127,15 @@ impl Check<'_> {
             }
             Probe::TcpPort { .. } => {}
             Probe::Script { command } => self.command(field, command),
+            Probe::GuestAgent { address } if !address.is_empty() && address.parse::<IpAddr>().is_err() => {
+                let field = format!("{field}.probe.guest-agent.address");
+                self.error(
+                    &field,
+                    format!("{address:?} is no address"),
+                    "write it as 10.0.0.5 or fd00::5, or leave it out",
+                );
+            }
+            Probe::GuestAgent { .. } => {}
         }
     }
 
@@ -280,7 +289,8 @@ mod tests {
                 "groups":[{"name":"front","after":["data"],"vms":[{"vm":"web","after":["db"]},{"vm":"app"}]},
                           {"name":"data","confirm":"is the array there?","vms":[{"vm":"db","cpus":4,"memory_bytes":1073741824,
                             "nics":[{"nic":0,"network":"dr","ip":{"address":"10.0.0.5/24","gateway":"10.0.0.1","dns":["fd00::1"]}}],
-                            "wait_for":[{"probe":{"tcp-port":{"host":"db","port":5432}},"limit_seconds":5,"on_timeout":"skip"}],
+                            "wait_for":[{"probe":{"tcp-port":{"host":"db","port":5432}},"limit_seconds":5,"on_timeout":"skip"},
+                                        {"probe":{"guest-agent":{}}},{"probe":{"guest-agent":{"address":"fd00::5"}}}],
                             "scripts_after":[{"command":["/x"],"on_failure":"retry","retries":100},
                                              {"command":["/x"],"on_failure":"stop"}]}]}]}"#,
         );
@@ -297,13 +307,15 @@ mod tests {
                             {"vm":"web","after":["db"],"cpus":0,"memory_bytes":1},
                             {"vm":"ghost","nics":[{"nic":0,"ip":{"address":"10.0.0.5","gateway":"x"}},{"nic":0}]}]},
                           {"name":"b","after":["a"],"vms":[{"vm":"web"},{"vm":"db","after":["app"]},{"vm":"app","after":["db"],
-                            "wait_for":[{"probe":{"tcp-port":{"host":"","port":0}}},{"probe":{"script":{"command":[""]}},"retries":1}]}]},
+                            "wait_for":[{"probe":{"tcp-port":{"host":"","port":0}}},{"probe":{"script":{"command":[""]}},"retries":1},
+                                        {"probe":{"guest-agent":{"address":"10.0.0.5/24"}}}]}]},
                           {"name":""}]}"#,
         );
         let found = fields(&book).join("\n");
         for part in [
             "scripts_after[0].command",
             "scripts_after[0].limit_seconds",
+            "wait_for[2].probe.guest-agent.address: \"10.0.0.5/24\" is no address",
             "scripts_after[0].retries: is 101",
             "wait_for[1].retries: it is there without on_timeout",
             "FRESHET_VM is set by Freshet",

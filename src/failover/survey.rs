@@ -62,6 +62,8 @@ pub struct Survey {
     pub networks: Option<Vec<String>>,
     /// VMs that the hypervisor knows already and that are not this domain's.
     pub foreign_vms: Vec<crate::ids::Name>,
+    /// VMs whose guests' agents cannot be asked here, each with the reason.
+    pub agent_problems: Vec<(crate::ids::Name, String)>,
     /// The datastore.
     pub datastore: Space,
     /// The directory of the replication log.

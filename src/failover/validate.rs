@@ -8,6 +8,7 @@ use std::path::Path;
 use super::facts::{DomainFacts, LocalDisks, VmFacts};
 use super::finding::{Finding, Severity, Stage};
 use super::plan::{Direction, DrSettings, FailoverMode, FailoverPlan};
+use super::runbook::Runbook;
 use super::runbook_check::{MAX_ENTRIES, MAX_TEXT, absurd_resources};
 use super::shape;
 use super::survey::{Space, Survey};
@@ -43,6 +44,7 @@ impl FailoverPlan {
             let vms: Vec<Name> = survey.facts.iter().flat_map(|f| f.vms.iter().map(|v| v.name.clone())).collect();
             if survey.facts.is_some() {
                 check.found.extend(runbook.findings(&vms));
+                check.agents(runbook);
             }
         }
         check.found
@@ -337,6 +339,20 @@ impl Check<'_> {
                     self.error(Stage::Vms, &field, text, "choose one that it has");
                 }
                 _ => {}
+            }
+        }
+    }
+
+    /// Agents that are waited for, and cannot be asked here.
+    fn agents(&mut self, runbook: &Runbook) {
+        for (i, group) in runbook.groups.iter().enumerate() {
+            for vm in group.vms.iter().filter(|vm| vm.waits_for_agent()) {
+                let problem = self.survey.agent_problems.iter().find(|(name, _)| *name == vm.vm);
+                if let Some((_, why)) = problem {
+                    let text = format!("the agent in VM {} is waited for, and cannot be asked: {why}", vm.vm);
+                    let remedy = "wait for something else, such as a port";
+                    self.error(Stage::Runbook, &format!("groups[{i}].{}.wait_for", vm.vm), text, remedy);
+                }
             }
         }
     }

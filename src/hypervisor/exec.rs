@@ -15,14 +15,16 @@
 //! | `off-evidence` | `vm` | `off`, `because` |
 //! | `freeze` | `vm`, `limit_seconds` | `frozen`: whether the guest's file systems are |
 //! | `thaw` | `vm`, `limit_seconds` | |
+//! | `agent` | `vm`, `addresses`: whether they are wanted, `limit_seconds` | `answers`: whether the guest's agent does; `addresses`: list of those of its cards, without prefix length |
 //!
 //! Exit codes are those of `freshet` itself: 0 done, 2 invalid, 4 refused, 7 unreachable, 8 denied, 9 not found, 10 full; 69
-//! says that the verb is not supported (only `networks`, `off-evidence`, `freeze` and `thaw` can be missing); everything else is a failure,
+//! says that the verb is not supported (only `networks`, `off-evidence`, `freeze`, `thaw` and `agent` can be missing); everything else is a failure,
 //! told with the end of the error output. Values of the configured environment are taken for secrets: they are told to
 //! the command alone, and blotted out of what it says before that is logged or shown.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -31,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::subprocess::{CommandEnd, RunCommand};
-use super::{Hypervisor, OffEvidence, PowerState, VmEntry, VmSpec};
+use super::{Hypervisor, MAX_ADDRESSES, OffEvidence, PowerState, VmEntry, VmSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Name;
 
@@ -296,6 +298,26 @@ impl Hypervisor for ExecDriver {
         let verb = "thaw";
         let input = json!({"version": EXEC_VERSION, "verb": verb, "vm": vm, "limit_seconds": limit.as_secs()});
         self.ask(verb, input, Duration::ZERO).await.map(drop)
+    }
+
+    async fn agent(&self, vm: &Name, addresses: bool, limit: Duration) -> Result<Option<Vec<IpAddr>>> {
+        #[derive(Deserialize)]
+        struct Said {
+            answers: bool,
+            #[serde(default)]
+            addresses: Vec<IpAddr>,
+        }
+        let verb = "agent";
+        let input = json!({
+            "version": EXEC_VERSION, "verb": verb, "vm": vm, "addresses": addresses, "limit_seconds": limit.as_secs(),
+        });
+        let Answer::Said(value) = self.ask(verb, input, limit).await? else { return Err(self.must_support(verb)) };
+        let said: Said = serde_json::from_value(value).map_err(|_| {
+            let command = &self.settings.command[0];
+            let why = "its answer needs answers, true or false, and addresses such as \"10.0.0.5\"";
+            Error::new(ErrorKind::Damaged, format!("hypervisor command {command} {verb}: {why}"))
+        })?;
+        Ok(said.answers.then(|| said.addresses.into_iter().take(MAX_ADDRESSES).collect()))
     }
 
     async fn off_evidence(&self, vm: &Name) -> Result<OffEvidence> {

@@ -157,3 +157,25 @@ fn settings_out_of_bounds_are_named() {
     assert!(bad(|s| s.poll_millis = 1).contains("poll_millis"));
     assert!(bad(|s| drop(s.environment.insert("A=B".into(), String::new()))).contains("A=B"));
 }
+
+#[tokio::test]
+async fn a_command_may_ask_agents_of_guests_and_one_that_cannot_says_so() {
+    let asked = |script: &'static str| async move {
+        let dir = tempfile::tempdir().unwrap();
+        let answer = driver_of(dir.path(), script).agent(&name("web"), true, Duration::from_secs(5)).await;
+        (answer, std::fs::read_to_string(dir.path().join("asked")).unwrap_or_default())
+    };
+    let (answer, told) =
+        asked("cat > $DIR/asked; echo '{\"answers\":true,\"addresses\":[\"10.0.0.5\",\"fe80::1\"]}'").await;
+    assert_eq!(answer.unwrap().unwrap(), ["10.0.0.5", "fe80::1"].map(|a| a.parse::<std::net::IpAddr>().unwrap()));
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((&told["verb"], &told["addresses"], &told["limit_seconds"]), (&"agent".into(), &true.into(), &5.into()));
+    let (answer, _) = asked("echo '{\"answers\":false}'").await;
+    assert_eq!(answer.unwrap(), None);
+    let (answer, _) = asked("exit 69").await;
+    let error = answer.unwrap_err();
+    assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("does not support agent"), "{error}");
+    for bad in ["echo '{}'", "echo '{\"answers\":true,\"addresses\":[\"10.0.0.5/24\"]}'"] {
+        assert_eq!(asked(bad).await.0.unwrap_err().kind(), ErrorKind::Damaged, "{bad}");
+    }
+}

@@ -28,12 +28,16 @@ pub use qemu::{
 pub use spec::{DiskSpec, GuestChange, GuestEvent, NicSpec, OffEvidence, PowerState, VmEntry, VmSpec};
 pub use subprocess::{COMMAND_PATH, CommandEnd, RunCommand};
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
 use crate::error::Result;
 use crate::ids::Name;
+
+/// Most addresses of a guest that are looked at: what its agent says is the guest's word.
+pub const MAX_ADDRESSES: usize = 4096;
 
 /// What runs guests at one site.
 #[async_trait]
@@ -114,6 +118,19 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// As [`freeze`](Self::freeze).
     async fn thaw(&self, vm: &Name, limit: Duration) -> Result<()>;
+
+    /// Asks the agent in the guest for a sign of life and, with `addresses`, for the addresses of the guest's cards, and waits
+    /// up to `limit`. `None` where no agent answers: it may yet. Of more than [`MAX_ADDRESSES`] the rest is left out.
+    ///
+    /// # Errors
+    /// `Unsupported` where agents cannot be asked here, and waiting helps nothing; `Io` with the agent's words where it
+    /// does not tell addresses; `Unreachable` where the hypervisor does not answer, or the agent breaks off.
+    async fn agent(&self, vm: &Name, addresses: bool, limit: Duration) -> Result<Option<Vec<IpAddr>>>;
+
+    /// Why the agent of a guest that is defined so cannot be asked here, as far as can be told before.
+    fn agent_problem(&self, _: &VmSpec) -> Option<String> {
+        None
+    }
 
     /// What shows that the guest is really off, so that its disks can change hands.
     ///

@@ -1,5 +1,6 @@
 //! The hypervisor of a site that has none: it knows no VM, and says what to set where one is wanted.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -61,6 +62,14 @@ impl Hypervisor for NoHypervisor {
 
     async fn thaw(&self, _: &Name, _: Duration) -> Result<()> {
         none()
+    }
+
+    async fn agent(&self, _: &Name, _: bool, _: Duration) -> Result<Option<Vec<IpAddr>>> {
+        none()
+    }
+
+    fn agent_problem(&self, _: &VmSpec) -> Option<String> {
+        none::<()>().err().map(|e| e.to_string())
     }
 
     async fn off_evidence(&self, _: &Name) -> Result<OffEvidence> {

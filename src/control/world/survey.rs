@@ -51,6 +51,11 @@ impl SiteWorld {
                 Err(error) => survey.hypervisor_problem = Some(error.to_string()),
             }
         }
+        // Where the definitions cannot be read, that is found by what needs them.
+        for guest in self.specs(domain).await.unwrap_or_default() {
+            let problem = self.hypervisor.agent_problem(&guest);
+            survey.agent_problems.extend(problem.map(|why| (guest.name.clone(), why)));
+        }
         self.choose(plan, &facts, &mut survey).await;
         survey.facts = Some(facts);
         survey

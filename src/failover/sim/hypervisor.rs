@@ -1,5 +1,6 @@
 //! The hypervisor of a simulated site.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -123,6 +124,11 @@ impl Hypervisor for Process {
 
     async fn thaw(&self, _: &Name, _: Duration) -> Result<()> {
         Ok(())
+    }
+
+    async fn agent(&self, vm: &Name, _: bool, _: Duration) -> Result<Option<Vec<IpAddr>>> {
+        let vm = vm.clone();
+        self.call("agent", move |sim, site| Ok(sim.site(site).agents.get(&vm).cloned())).await
     }
 
     async fn off_evidence(&self, vm: &Name) -> Result<OffEvidence> {

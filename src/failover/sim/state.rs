@@ -31,6 +31,8 @@ pub(crate) struct SimSite {
     pub(crate) vms: BTreeMap<Name, (VmSpec, PowerState)>,
     /// Guests that do not shut down when asked.
     pub(crate) hanging: BTreeSet<Name>,
+    /// Agents of guests that answer, and the addresses that they tell.
+    pub(crate) agents: BTreeMap<Name, Vec<std::net::IpAddr>>,
     /// Scripts that were run, each once however often.
     pub(crate) scripts: BTreeSet<String>,
     /// Exit codes of scripts, by program.

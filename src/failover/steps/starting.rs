@@ -4,6 +4,7 @@
 //! again. It is told the attempt, and what it works on, in its environment.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Context, Ran};
@@ -18,6 +19,13 @@ use crate::ids::Name;
 const PROBE_LIMIT: Duration = Duration::from_secs(30);
 /// Most lines of a script's output that go into the step's log, the last ones.
 const OUTPUT_LINES: usize = 40;
+
+/// What one look shows.
+enum Sign {
+    There,
+    /// It is missing; of what, in words.
+    Missing(String),
+}
 
 impl Context {
     pub(super) async fn delay(&mut self, seconds: u64) -> Result<Ran> {
@@ -61,26 +69,53 @@ impl Context {
     pub(super) async fn wait_for(&mut self, wait: &WaitFor, vm: &Name) -> Result<Ran> {
         let deadline = self.deadline(wait.limit_seconds);
         loop {
-            let (there, what) = match &wait.probe {
-                Probe::TcpPort { host, port } => (self.world.port_is_open(host, *port).await, format!("{host}:{port}")),
-                Probe::Script { command } => {
-                    let environment = self.environment(&BTreeMap::new(), Some(vm));
-                    let limit = PROBE_LIMIT.min(Duration::from_secs(wait.limit_seconds));
-                    let end =
-                        self.world.run_script(&ScriptRun { command: command.clone(), environment, limit }).await?;
-                    (end.is_success(), command.first().cloned().unwrap_or_default())
-                }
+            let missing = match self.look_for(wait, vm).await? {
+                Sign::There => return Ran::nothing(),
+                Sign::Missing(what) => what,
             };
-            if there {
-                return Ran::nothing();
-            }
             if self.is_over(deadline) {
                 let trouble = self.world.hypervisor().trouble(vm).await.ok().flatten();
                 let trouble = trouble.map(|why| format!("; {why}")).unwrap_or_default();
-                let why = format!("VM {vm}: no sign of life from {what} within {} s{trouble}", wait.limit_seconds);
+                let why = format!("VM {vm}: no sign of life from {missing} within {} s{trouble}", wait.limit_seconds);
                 return self.failed(wait.after_timeout(), why);
             }
             self.wait(self.poll).await?;
+        }
+    }
+
+    /// One look for what is waited for.
+    async fn look_for(&self, wait: &WaitFor, vm: &Name) -> Result<Sign> {
+        let limit = PROBE_LIMIT.min(Duration::from_secs(wait.limit_seconds));
+        let (there, what) = match &wait.probe {
+            Probe::TcpPort { host, port } => (self.world.port_is_open(host, *port).await, format!("{host}:{port}")),
+            Probe::Script { command } => {
+                let environment = self.environment(&BTreeMap::new(), Some(vm));
+                let end = self.world.run_script(&ScriptRun { command: command.clone(), environment, limit }).await?;
+                (end.is_success(), command.first().cloned().unwrap_or_default())
+            }
+            Probe::GuestAgent { address } => return self.look_for_agent(address, vm, limit).await,
+        };
+        Ok(if there { Sign::There } else { Sign::Missing(what) })
+    }
+
+    async fn look_for_agent(&self, address: &str, vm: &Name, limit: Duration) -> Result<Sign> {
+        /// Addresses that are told where the one that is waited for is not among them.
+        const SOME: usize = 8;
+        let wanted: Option<IpAddr> = (!address.is_empty()).then(|| address.parse()).transpose().map_err(|_| {
+            Error::new(ErrorKind::Invalid, format!("VM {vm}: its agent is to tell {address:?}, which is no address"))
+        })?;
+        let missing = |what: String| Ok(Sign::Missing(format!("its guest agent{what}")));
+        match (self.world.hypervisor().agent(vm, wanted.is_some(), limit).await, wanted) {
+            (Ok(Some(_)), None) => Ok(Sign::There),
+            (Ok(Some(told)), Some(wanted)) if told.contains(&wanted) => Ok(Sign::There),
+            (Ok(Some(told)), Some(wanted)) => {
+                let some: Vec<String> = told.iter().take(SOME).map(ToString::to_string).collect();
+                missing(format!(", which answers, with address {wanted} (it tells {})", some.join(", ")))
+            }
+            (Ok(None), _) => missing(String::new()),
+            (Err(e), _) if e.kind() == ErrorKind::Unsupported => Err(e),
+            // A guest that is just starting says all sorts of things.
+            (Err(e), _) => missing(format!(" ({e})")),
         }
     }
 

@@ -65,14 +65,20 @@ fn later_steps() -> Vec<Step> {
         },
         vm: None,
     };
-    let probe = Probe::TcpPort { host: "db".into(), port: 5432 };
-    let wait = WaitFor { probe, limit_seconds: 5, on_timeout: OnFailure::Retry, retries: Some(7) };
+    let wait = |probe, on_timeout, retries| Step::WaitFor {
+        wait: WaitFor { probe, limit_seconds: 5, on_timeout, retries },
+        vm: name("db"),
+    };
+    let port = Probe::TcpPort { host: "db".into(), port: 5432 };
+    let agent = |address: &str| Probe::GuestAgent { address: address.into() };
     vec![
         script(OnFailure::Continue, None),
         script(OnFailure::Retry, None),
         script(OnFailure::Retry, Some(7)),
         script(OnFailure::Stop, None),
-        Step::WaitFor { wait, vm: name("db") },
+        wait(port, OnFailure::Retry, Some(7)),
+        wait(agent(""), OnFailure::Ask, None),
+        wait(agent("10.0.0.5"), OnFailure::Stop, None),
     ]
 }
 

@@ -6,5 +6,6 @@ mod drill;
 mod entries;
 mod modes;
 mod races;
+mod runbooks;
 mod transitions;
 mod validation;

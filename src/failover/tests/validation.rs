@@ -87,6 +87,14 @@ type Case = (fn(&mut FailoverPlan, &mut Survey), &'static str);
 const CASES: &[Case] = &[
     (|_, s| s.store_problem = Some("no route".into()), "general.domain: domain shop cannot be read: no route"),
     (|_, s| s.facts = None, "import it first"),
+    (
+        |p, s| {
+            let book = r#"{"groups":[{"name":"g","vms":[{"vm":"db"},{"vm":"web","wait_for":[{"probe":{"guest-agent":{}}}]}]}]}"#;
+            p.options.runbook = Some(serde_json::from_str(book).unwrap());
+            s.agent_problems = vec![(name("db"), "of no matter".into()), (name("web"), "it has no channel".into())];
+        },
+        "runbook.groups[0].web.wait_for: the agent in VM web is waited for, and cannot be asked: it has no channel",
+    ),
     (|_, s| s.facts.as_mut().unwrap().owner.site = name("b"), "this site owns it already"),
     (
         |p: &mut FailoverPlan, _| p.options.from = Some(name("z")),

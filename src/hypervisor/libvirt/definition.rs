@@ -12,6 +12,8 @@ use crate::ids::Name;
 
 /// The word for this format in manifests.
 pub const LIBVIRT_XML: &str = "libvirt-xml";
+/// Name of the channel to the guest's agent.
+pub(super) const AGENT_CHANNEL: &str = "org.qemu.guest_agent.0";
 /// Most bytes of a number and its unit.
 const MAX_MEMORY: u64 = 1 << 50;
 
@@ -117,6 +119,12 @@ impl Definition {
     /// The same of the element `devices`.
     pub(super) fn disks_in(devices: &Element) -> Vec<DiskPart> {
         devices.all("disk").map(DiskPart::of).collect()
+    }
+
+    /// It has a channel of this name to something in the guest.
+    pub(super) fn has_channel(&self, name: &str) -> bool {
+        let channels = self.devices().filter(|d| d.name == "channel");
+        channels.filter_map(|c| c.child("target")).any(|target| target.attr("name") == name)
     }
 
     /// Hardware addresses of its network cards, in lower case.

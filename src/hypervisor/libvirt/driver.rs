@@ -1,30 +1,39 @@
 //! What Freshet asks of a hypervisor, answered by libvirt.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
 use super::LibvirtDriver;
-use super::definition::{Definition, LIBVIRT_XML};
+use super::definition::{AGENT_CHANNEL, Definition, LIBVIRT_XML};
 use super::fit::{Site, blank, fit};
 use super::platform::{Capabilities, MachineAbilities, choose};
 use super::virsh::{Listed, mark};
 use super::xml::Element;
 use crate::error::{Error, ErrorKind, Result};
-use crate::hypervisor::{GuestChange, GuestDisks, Hypervisor, OffEvidence, PowerState, VmEntry, VmSpec};
+use crate::hypervisor::{GuestChange, GuestDisks, Hypervisor, MAX_ADDRESSES, OffEvidence, PowerState, VmEntry, VmSpec};
 use crate::ids::Name;
 
 /// Definitions that one call reads.
 const BATCH: usize = 64;
 /// Longest wait for a guest's agent to take an order, of which the time for the whole is a multiple.
 const AGENT: Duration = Duration::from_secs(20);
+/// What libvirt says where a definition has no way to an agent.
+const NO_CHANNEL: &str = "agent is not configured";
 /// What libvirt says where there is nothing to do.
 const NOT_RUNNING: &str = "domain is not running";
 
 /// There is no agent that could do it, or no guest.
 fn has_no_agent(error: &Error) -> bool {
-    let words = ["agent is not configured", "agent is not connected", NOT_RUNNING];
+    let words = [NO_CHANNEL, "agent is not connected", NOT_RUNNING];
     words.iter().any(|word| error.context().contains(word))
+}
+
+/// The addresses in what `virsh domifaddr` says: the last word of each line, with its prefix length.
+fn addresses(said: &str) -> Vec<IpAddr> {
+    let last = |line: &str| line.split_whitespace().next_back()?.split('/').next()?.parse().ok();
+    said.lines().filter_map(last).take(MAX_ADDRESSES).collect()
 }
 
 /// What virsh says of freezing, `Froze N filesystem(s)`, is that it froze some.
@@ -115,8 +124,8 @@ impl LibvirtDriver {
     }
 
     /// Has the agent of a guest do what a verb of virsh's says.
-    async fn ask_agent(&self, vm: &Listed, verb: &str, limit: Duration) -> Result<String> {
-        let order = [verb, &vm.uuid];
+    async fn ask_agent(&self, vm: &Listed, verb: &str, more: &[&str], limit: Duration) -> Result<String> {
+        let order = [&[verb, &vm.uuid], more].concat();
         match tokio::time::timeout(limit, self.virsh.ask(&order)).await {
             Ok(done) => done,
             Err(_) => {
@@ -267,7 +276,7 @@ impl Hypervisor for LibvirtDriver {
 
     async fn freeze(&self, vm: &Name, limit: Duration) -> Result<bool> {
         let there = self.virsh.must_find(vm).await?;
-        match self.ask_agent(&there, "domfsfreeze", limit).await {
+        match self.ask_agent(&there, "domfsfreeze", &[], limit).await {
             Err(error) if has_no_agent(&error) => Ok(false),
             other => froze_some(vm, &other?).map(|()| true),
         }
@@ -275,10 +284,36 @@ impl Hypervisor for LibvirtDriver {
 
     async fn thaw(&self, vm: &Name, limit: Duration) -> Result<()> {
         let Some(there) = self.virsh.find(vm).await? else { return Ok(()) };
-        match self.ask_agent(&there, "domfsthaw", limit).await {
+        match self.ask_agent(&there, "domfsthaw", &[], limit).await {
             Err(error) if has_no_agent(&error) => Ok(()),
             other => other.map(drop),
         }
+    }
+
+    async fn agent(&self, vm: &Name, addresses: bool, limit: Duration) -> Result<Option<Vec<IpAddr>>> {
+        let there = self.virsh.must_find(vm).await?;
+        match self.ask_agent(&there, "domifaddr", &["--source", "agent"], limit).await {
+            Ok(said) => Ok(Some(if addresses { self::addresses(&said) } else { Vec::new() })),
+            Err(error) if error.context().contains(NO_CHANNEL) => {
+                let why =
+                    format!("VM {vm}: its definition has no channel {AGENT_CHANNEL}, so that no agent can be asked");
+                Err(Error::new(ErrorKind::Unsupported, format!("{why}; add one, and have the agent in the guest")))
+            }
+            // It answers, and does not know this, which is a sign of life as well.
+            Err(error) if error.context().contains("unable to execute QEMU agent command") => match addresses {
+                false => Ok(Some(Vec::new())),
+                true => Err(error),
+            },
+            Err(error) if has_no_agent(&error) || error.context().contains("agent is not responding") => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn agent_problem(&self, vm: &VmSpec) -> Option<String> {
+        // Other definitions become ones of ours, which have the channel.
+        let read = (vm.definition_kind == LIBVIRT_XML).then(|| Definition::parse(&vm.definition).ok()).flatten()?;
+        let why = format!("its definition has no channel {AGENT_CHANNEL}, so that no agent in it can be asked");
+        (!read.has_channel(AGENT_CHANNEL)).then_some(why)
     }
 
     async fn off_evidence(&self, vm: &Name) -> Result<OffEvidence> {
@@ -299,5 +334,24 @@ impl Hypervisor for LibvirtDriver {
         let said = self.virsh.ask(&["domstate", "--reason", &there.uuid]).await?;
         let looked = if self.is_local() { ", and no process of this host has its UUID" } else { "" };
         evidence(true, format!("{} says that it is {}{looked}", self.describe(), said.trim()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_the_last_word_of_each_line() {
+        let said = " Name       MAC address          Protocol     Address\n\
+                    -------------------------------------------------------------------------------\n \
+                    lo         00:00:00:00:00:00    ipv4         127.0.0.1/8\n \
+                    -          -                    ipv6         ::1/128\n \
+                    my card    52:54:00:12:34:56    ipv4         10.0.0.5/24\n \
+                    eth1       52:54:00:12:34:57    N/A          N/A\n\n";
+        let read = ["127.0.0.1", "::1", "10.0.0.5"].map(|text| text.parse::<IpAddr>().unwrap());
+        assert_eq!(addresses(said), read);
+        assert_eq!(addresses(""), Vec::<IpAddr>::new());
+        assert_eq!(addresses(&"x 10.0.0.5/24\n".repeat(MAX_ADDRESSES + 1)).len(), MAX_ADDRESSES);
     }
 }

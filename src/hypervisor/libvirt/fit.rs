@@ -4,7 +4,7 @@
 //! an export of Freshet's, and nothing of the other site's storage is left in it; an identity that another VM here has is
 //! never taken.
 
-use super::definition::{Definition, DiskPart, MARK, MARK_SPACE};
+use super::definition::{AGENT_CHANNEL, Definition, DiskPart, MARK, MARK_SPACE};
 use super::export::Export;
 use super::platform::{MachineAbilities, Platform};
 use super::xml::Element;
@@ -46,6 +46,8 @@ pub(super) fn blank(spec: &VmSpec) -> Element {
         devices.push(Element::new("interface").with("type", "network").and(model(&nic.model)));
     }
     devices.push(Element::new("console").with("type", "pty"));
+    let agent = Element::new("target").with("type", "virtio").with("name", AGENT_CHANNEL);
+    devices.push(Element::new("channel").with("type", "unix").and(agent));
     let memory = if spec.memory_bytes == 0 { USUAL_MEMORY } else { spec.memory_bytes };
     Element::new("domain")
         .and(text("name", spec.name.as_str()))

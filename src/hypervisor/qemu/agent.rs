@@ -1,5 +1,7 @@
-//! The agent inside a guest: asked to shut it down, or to freeze and thaw its file systems, where it answers.
+//! The agent inside a guest: asked to shut it down, to freeze and thaw its file systems, or for its addresses, where it
+//! answers. What it says is the guest's word: bounded, and used for nothing but what an operator asked to be told.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -7,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::lines::Lines;
 use crate::error::{Error, ErrorKind, Result};
+use crate::hypervisor::MAX_ADDRESSES;
 
 /// How long a guest that has an agent may take to answer.
 const WITHIN: Duration = Duration::from_secs(2);
@@ -33,6 +36,14 @@ pub(super) async fn call(dir: &Path, name: &str, command: &str, limit: Duration)
         Ok(lines) => run(lines, command, limit).await,
         Err(_) => Ok(None),
     }
+}
+
+/// The addresses in the answer to `guest-network-get-interfaces`. What is none is passed over.
+pub(super) fn addresses(interfaces: &Value) -> Vec<IpAddr> {
+    let cards = interfaces.as_array().into_iter().flatten();
+    let given = cards.flat_map(|card| card["ip-addresses"].as_array().into_iter().flatten());
+    let read = |address: &Value| address["ip-address"].as_str()?.split('%').next()?.parse().ok();
+    given.filter_map(read).take(MAX_ADDRESSES).collect()
 }
 
 async fn run(mut lines: Lines, command: &str, limit: Duration) -> Result<Option<Value>> {
@@ -127,5 +138,23 @@ mod tests {
                 false => assert!(ran.unwrap_err().to_string().contains("guest-fsfreeze-freeze: frozen")),
             }
         }
+    }
+
+    #[test]
+    fn addresses_are_read_from_whatever_a_guest_says() {
+        let said = json!([
+            {"name": "lo", "ip-addresses": [{"ip-address-type": "ipv4", "ip-address": "127.0.0.1", "prefix": 8}]},
+            {"name": "eth0", "hardware-address": "52:54:00:12:34:56", "ip-addresses": [
+                {"ip-address": "10.0.0.5", "prefix": 24}, {"ip-address": "fe80::1%eth0"}, {"ip-address": "nonsense"},
+                {"ip-address": 7}, {}, "10.0.0.6"]},
+            {"name": "eth1"}, 7, null,
+        ]);
+        let read = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
+        assert_eq!(addresses(&said), read(&["127.0.0.1", "10.0.0.5", "fe80::1"]));
+        for bad in [json!(null), json!({}), json!("x"), json!([[]]), json!([{"ip-addresses": {}}])] {
+            assert_eq!(addresses(&bad), read(&[]), "{bad}");
+        }
+        let many = json!([{"ip-addresses": vec![json!({"ip-address": "10.0.0.5"}); MAX_ADDRESSES + 1]}]);
+        assert_eq!(addresses(&many).len(), MAX_ADDRESSES);
     }
 }

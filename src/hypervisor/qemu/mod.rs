@@ -33,6 +33,7 @@ mod settings;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -435,6 +436,16 @@ impl Hypervisor for QemuDriver {
         }
         let why = format!("VM {vm}: no agent answers that could thaw its file systems");
         Err(Error::new(ErrorKind::Unreachable, why))
+    }
+
+    async fn agent(&self, vm: &Name, addresses: bool, limit: Duration) -> Result<Option<Vec<IpAddr>>> {
+        let folder = self.folder(vm);
+        if !folder.is_alive()? {
+            return Ok(None);
+        }
+        let command = if addresses { "guest-network-get-interfaces" } else { "guest-ping" };
+        let said = agent::call(folder.path(), AGENT, command, limit).await?;
+        Ok(said.map(|said| if addresses { agent::addresses(&said) } else { Vec::new() }))
     }
 
     async fn trouble(&self, vm: &Name) -> Result<Option<String>> {
