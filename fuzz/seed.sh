@@ -1,5 +1,5 @@
 #!/bin/bash
-# Puts the golden files, kept journal entries, and what NBD clients send, into the corpus of the target that they belong to.
+# Puts the golden files, kept journal entries and VMs, and what NBD clients send, into the corpus of the target that they belong to.
 set -euo pipefail
 cd "$(dirname "$0")"
 for file in ../tests/golden/*.bin; do
@@ -16,6 +16,9 @@ done
 # Entries of tasks' journals, each a file.
 mkdir -p corpus/journal_entry
 split -l 1 -d -a 3 ../src/failover/tests/entries-v1.jsonl corpus/journal_entry/entry-
+# A VM as the QEMU driver keeps it.
+mkdir -p corpus/qemu_vm
+cp ../src/hypervisor/qemu/golden_v1.json corpus/qemu_vm/
 # What NBD clients send: the data of options, and the header of a request.
 mkdir -p corpus/nbd
 printf 'disk' >corpus/nbd/export-name

@@ -6,7 +6,8 @@ mod mend;
 
 use freshet::failover::{Entry, TaskId, replay};
 use freshet::format::magic::{self, Magic};
-use freshet::format::{Digest, Index, SegmentHeader, recode, xxh3_128};
+use freshet::format::{Digest, Index, SegmentHeader, recode, xxh3_64, xxh3_128};
+use freshet::hypervisor::qemu_vm;
 use freshet::ids::{DomainId, Generation, SegmentNo, Time, WriterId};
 use mend::mend;
 
@@ -58,6 +59,17 @@ pub fn check_index(data: &[u8]) {
     // With room for one frame of 512 plain bytes.
     (header.frame_count, header.raw_bytes, header.index_pos) = (1, 512, 256 + 128 + 512);
     let _ = Index::decode(&bytes, &header);
+}
+
+/// A VM that the QEMU driver keeps, as it is and with its checksum made right: what is taken is a VM of bounded length.
+pub fn check_qemu_vm(data: &[u8]) {
+    let _ = qemu_vm(data);
+    let Ok(mut kept) = serde_json::from_slice::<serde_json::Value>(data) else { return };
+    let Some(vm) = kept.get("vm").map(serde_json::Value::to_string) else { return };
+    kept["checksum"] = format!("{:016x}", xxh3_64(vm.as_bytes())).into();
+    if let Ok(vm) = qemu_vm(kept.to_string().as_bytes()) {
+        assert!(vm.definition.len() <= data.len());
+    }
 }
 
 /// An entry of a task's journal: what is taken says the same once more, and a task that it makes does not panic.

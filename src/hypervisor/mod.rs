@@ -22,8 +22,8 @@ pub use guest_disks::{CopyProgress, DiskPlace, FoundDisk, FoundVm, GuestDisks};
 pub use libvirt::{LIBVIRT_XML, LibvirtDriver, LibvirtSettings};
 pub use none::NoHypervisor;
 pub use qemu::{
-    AccelChoice, Console, Forward, Machine, NetworkKind, OnReboot, QEMU_DEFINITION, QemuDefinition, QemuDriver,
-    QemuNetwork, QemuSettings,
+    AccelChoice, Console, Forward, MAX_QEMU_VM_LEN, Machine, NetworkKind, OnReboot, QEMU_DEFINITION, QEMU_VM_FORMAT,
+    QemuDefinition, QemuDriver, QemuNetwork, QemuSettings, qemu_vm,
 };
 pub use spec::{DiskSpec, GuestChange, GuestEvent, NicSpec, OffEvidence, PowerState, VmEntry, VmSpec};
 pub use subprocess::{COMMAND_PATH, CommandEnd, RunCommand};

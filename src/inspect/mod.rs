@@ -1,10 +1,11 @@
 //! `freshet inspect`: what any of our objects and files holds, and whether it is whole, from the bytes alone.
 //!
-//! It owns the recognition by magic, the walk over each kind and the report; it decodes with [`crate::format`] and changes
+//! It owns the recognition by magic (or, of text, by its first word), the walk over each kind and the report; it decodes with [`crate::format`] and changes
 //! nothing. Every checksum is verified. Memory is bounded by the limit of the kind that the magic announces, never by what
 //! a hostile file says of itself: segments are read frame by frame, logs in pieces. What is damaged is part of the report
 //! and no error; an error means that there was nothing to report on.
 
+mod guest;
 mod intent;
 mod log;
 mod objects;
@@ -50,6 +51,11 @@ pub async fn run(source: &str, options: InspectOptions) -> Result<InspectReport>
             format::recognise(&from.read(second).await?).filter(|kind| *kind == magic::LOG_SUPERBLOCK)
         }
     };
+    if kind.is_none() && guest::is_one(&head) {
+        let mut report = InspectReport::new(source, guest::KIND, from.len(), options.frames);
+        guest::guest(&from, &mut report).await?;
+        return Ok(report);
+    }
     let Some(kind) = kind else {
         let why = "it begins with no magic of ours: not an object or file of Freshet, or its first bytes are damaged";
         return Err(Error::new(ErrorKind::Invalid, format!("inspect {source}: {why}")));

@@ -16,6 +16,22 @@ async fn inspect(path: impl AsRef<Path>) -> InspectReport {
 }
 
 #[tokio::test]
+async fn a_vm_of_the_qemu_driver_is_shown_and_a_changed_letter_noticed() {
+    let kept = include_str!("../hypervisor/qemu/golden_v1.json");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vm.json");
+    std::fs::write(&path, kept).unwrap();
+    let report = inspect(&path).await;
+    let json = report.to_json();
+    assert!(report.is_intact() && report.kind() == guest::KIND, "{json}");
+    assert_eq!((&json["facts"]["vm"], &json["facts"]["domain"]), (&"web".into(), &"shop".into()), "{json}");
+    assert_eq!(json["entries"][0]["size"], 1 << 30, "{json}");
+    std::fs::write(&path, kept.replace("\"system\"", "\"sustem\"")).unwrap();
+    let report = inspect(&path).await;
+    assert!(!report.is_intact() && report.to_text().contains("checksum"), "{}", report.to_text());
+}
+
+#[tokio::test]
 async fn every_golden_object_is_recognised_and_intact() {
     for (name, kind) in [
         ("segment-plain", magic::SEGMENT),

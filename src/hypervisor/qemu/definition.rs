@@ -17,10 +17,10 @@ use crate::hypervisor::VmSpec;
 pub const QEMU_DEFINITION: &str = "qemu-json";
 /// Version of such a definition, and of the file.
 const VERSION: u32 = 1;
-/// First word of the file.
-const FORMAT: &str = "freshet qemu vm";
-/// Most bytes of either.
-const MAX_LEN: u64 = 8 << 20;
+/// First word of the file in which a VM is kept.
+pub const QEMU_VM_FORMAT: &str = "freshet qemu vm";
+/// Most bytes of that file.
+pub const MAX_QEMU_VM_LEN: u64 = 8 << 20;
 /// Most bytes of a kernel's command line: what x86 takes, less its end.
 const MAX_APPEND: usize = 2047;
 
@@ -139,24 +139,24 @@ pub(super) fn encode(spec: &VmSpec) -> Result<Vec<u8>> {
     let internal = |e| Error::with_source(ErrorKind::Internal, "put a VM into JSON", e);
     let vm = serde_json::to_value(spec).map_err(internal)?;
     let checksum = checksum(&vm)?;
-    let stored = Stored { format: FORMAT.to_owned(), version: VERSION, checksum, vm };
+    let stored = Stored { format: QEMU_VM_FORMAT.to_owned(), version: VERSION, checksum, vm };
     let mut bytes = serde_json::to_vec_pretty(&stored).map_err(internal)?;
     bytes.push(b'\n');
     Ok(bytes)
 }
 
-/// The VM that the file keeps.
+/// The VM that a file of the driver keeps.
 ///
 /// # Errors
 /// `Damaged` where the bytes are not what was written, `Unsupported` where a newer program wrote them.
-pub(super) fn decode(bytes: &[u8]) -> Result<VmSpec> {
+pub fn qemu_vm(bytes: &[u8]) -> Result<VmSpec> {
     let bad = |why: String| Error::new(ErrorKind::Damaged, format!("definition of a VM: {why}"));
-    if bytes.len() as u64 > MAX_LEN {
-        return Err(bad(format!("{} bytes, at most {MAX_LEN}", bytes.len())));
+    if bytes.len() as u64 > MAX_QEMU_VM_LEN {
+        return Err(bad(format!("{} bytes, at most {MAX_QEMU_VM_LEN}", bytes.len())));
     }
     let stored: Stored = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
-    if stored.format != FORMAT {
-        return Err(bad(format!("it begins with {:?}, not {FORMAT:?}", stored.format)));
+    if stored.format != QEMU_VM_FORMAT {
+        return Err(bad(format!("it begins with {:?}, not {QEMU_VM_FORMAT:?}", stored.format)));
     }
     if stored.version != VERSION {
         let why = format!("definition of a VM: version {}, this program knows {VERSION}", stored.version);
@@ -187,14 +187,14 @@ mod tests {
     fn a_vm_comes_back_and_a_changed_letter_is_noticed() {
         let vm = spec("shop", "web");
         let bytes = encode(&vm).unwrap();
-        assert_eq!(decode(&bytes).unwrap(), vm);
-        assert_eq!(decode(GOLDEN.as_bytes()).unwrap(), vm);
+        assert_eq!(qemu_vm(&bytes).unwrap(), vm);
+        assert_eq!(qemu_vm(GOLDEN.as_bytes()).unwrap(), vm);
         assert_eq!(String::from_utf8(bytes).unwrap(), GOLDEN);
-        let changed = |from: &str, to: &str| decode(GOLDEN.replacen(from, to, 1).as_bytes()).unwrap_err();
+        let changed = |from: &str, to: &str| qemu_vm(GOLDEN.replacen(from, to, 1).as_bytes()).unwrap_err();
         assert!(changed("\"web\"", "\"wed\"").to_string().contains("checksum"));
         assert!(changed("qemu vm", "qemu wm").to_string().contains("begins with"));
         assert_eq!(changed("\"version\": 1", "\"version\": 2").kind(), ErrorKind::Unsupported);
-        assert_eq!(decode(b"").unwrap_err().kind(), ErrorKind::Damaged);
+        assert_eq!(qemu_vm(b"").unwrap_err().kind(), ErrorKind::Damaged);
     }
 
     #[test]
@@ -243,7 +243,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            prop_assert!(decode(&bytes).is_err());
+            prop_assert!(qemu_vm(&bytes).is_err());
         }
     }
 }

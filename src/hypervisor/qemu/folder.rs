@@ -30,8 +30,6 @@ const PROCESS: &str = "process";
 const MOVING: &str = "moving";
 /// What QEMU writes to its error output.
 pub(super) const LOG: &str = "qemu.log";
-/// Most bytes of a definition that are read.
-const MAX_DEFINITION: u64 = 8 << 20;
 /// A process that ended a moment ago may hold its lock still: tries, and the pause between two.
 const TRIES: usize = 25;
 const PAUSE: Duration = Duration::from_millis(20);
@@ -83,9 +81,9 @@ impl Folder {
         let mut bytes = Vec::new();
         match File::open(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            opened => opened.io_context(what)?.take(MAX_DEFINITION + 1).read_to_end(&mut bytes).io_context(what)?,
+            opened => opened.io_context(what)?.take(definition::MAX_QEMU_VM_LEN + 1).read_to_end(&mut bytes).io_context(what)?,
         };
-        definition::decode(&bytes).map(Some).map_err(|e| e.while_doing(path.display()))
+        definition::qemu_vm(&bytes).map(Some).map_err(|e| e.while_doing(path.display()))
     }
 
     /// Makes it, where it is not there.

@@ -51,7 +51,7 @@ use super::{Hypervisor, OffEvidence, PowerState, VmEntry, VmSpec};
 use crate::error::{Error, ErrorKind, IoResultExt, Result, ResultExt};
 use crate::ids::Name;
 
-pub use definition::{Machine, OnReboot, QEMU_DEFINITION, QemuDefinition};
+pub use definition::{MAX_QEMU_VM_LEN, Machine, OnReboot, QEMU_DEFINITION, QEMU_VM_FORMAT, QemuDefinition, qemu_vm};
 pub use settings::{AccelChoice, Console, Forward, NetworkKind, QemuNetwork, QemuSettings};
 
 /// Time between two looks whether a QEMU that was started answers.
