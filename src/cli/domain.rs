@@ -8,9 +8,9 @@ use super::context::Context;
 use super::report::Report;
 use super::units::bytes;
 use crate::control::proto::{
-    CreateDomainRequest, CutPointRequest, DeleteDomainRequest, Diverged, Domain as Shown, DomainMode,
+    CreateDomainRequest, CutPointRequest, DeleteDomainRequest, Diverged, Domain as Shown, DomainMode, Follow,
     ForgetDomainRequest, GetDomainRequest, ImportAllDomainsRequest, ImportDomainRequest, ListDomainsRequest,
-    PrepareDeleteDomainRequest, WatchDomainRequest,
+    Point as ShownPoint, PrepareDeleteDomainRequest, WatchDomainRequest,
 };
 use crate::control::{from_status, json_of, mode_words, status_words};
 use crate::error::{Error, ErrorKind, Result};
@@ -250,6 +250,9 @@ fn text(d: &Shown) -> String {
         let eta = d.sync_eta_s.map_or("-".to_owned(), seconds);
         out += &format!("sync {} of {}, ETA {eta}\n", bytes(d.sync_done_bytes), bytes(d.sync_total_bytes));
     }
+    if let Some(follow) = &d.follow {
+        out += &follow_text(follow);
+    }
     for vm in &d.vms {
         let point = vm.point.map_or("no point covers it".to_owned(), |n| format!("point {n}"));
         out += &format!("{}  {}  {point}  RPO {}\n", vm.name, status_words(vm.status()), age_of(vm.rpo_ms));
@@ -267,6 +270,21 @@ fn text(d: &Shown) -> String {
     for problem in &d.problems {
         out += &format!("problem: {problem}\n");
     }
+    out
+}
+
+/// How disks here follow the domain, for people.
+fn follow_text(follow: &Follow) -> String {
+    let point = |point: &Option<ShownPoint>| match point {
+        Some(point) => format!("point {}, {} old", point.number, age_of(Some(point.age_ms))),
+        None => "no point".to_owned(),
+    };
+    let how = if follow.running { "disks here follow it" } else { "disks here do NOT follow it now" };
+    let mut out = format!("{how}: landed {}; applied {}", point(&follow.landed), point(&follow.applied));
+    if !follow.caught_up && follow.total_bytes > 0 {
+        out += &format!("; {} of {} fetched", bytes(follow.done_bytes), bytes(follow.total_bytes));
+    }
+    out.push('\n');
     out
 }
 

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::appliance_args::{ApplianceArgs, answered};
+use super::appliance_args::{ApplianceArgs, answered, report};
 use super::context::Context;
 use super::failover::{Begin, aimed, show};
 use super::plan_args::PlanArgs;
@@ -70,7 +70,14 @@ impl Failback {
             }
             FailbackCommand::Withdraw(Withdraw { domain, appliance }) => {
                 let mut client = appliance.connect().await?.failback();
-                show(answered(client.withdraw_release(WithdrawReleaseRequest { domain }).await)?.task)
+                let done = answered(client.withdraw_release(WithdrawReleaseRequest { domain: domain.clone() }).await)?;
+                match done.task {
+                    Some(task) => show(Some(task)),
+                    None => {
+                        let text = format!("domain {domain} is protected here again; start its guests\n");
+                        report(&done, text)
+                    }
+                }
             }
         }
     }

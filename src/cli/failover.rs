@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::appliance_args::{ApplianceArgs, answered, confirmed, report};
+use super::appliance_args::{ApplianceArgs, answered, confirmed, parse_pair, report};
 use super::context::Context;
 use super::plan_args::{PlanArgs, text as plan_text, told, wrong};
 use super::remote_args::RemoteArgs;
@@ -95,12 +95,21 @@ struct Complete {
     /// Ask the owning site to shut its guests down and hand the domain over; else it is taken by force
     #[arg(long)]
     planned: bool,
-    /// Point to run from; the newest that landed unless told
+    /// Point to run from; the newest of the domain unless told
     #[arg(long, value_name = "POINT", conflicts_with = "planned")]
     point: Option<u64>,
     /// Run guests on disks with ranges that cannot be recovered
     #[arg(long)]
     accept_damage: bool,
+    /// Network of the protected site to network of this one, beside those that following was started with. Can be repeated
+    #[arg(long, value_name = "FROM=TO", value_parser = parse_pair)]
+    network: Vec<(String, String)>,
+    /// Network of this site for what is mapped nowhere
+    #[arg(long, value_name = "NETWORK", default_value = "")]
+    default_network: String,
+    /// Leave the domain's runbook out
+    #[arg(long)]
+    without_runbook: bool,
     #[command(flatten)]
     remote: RemoteArgs,
     #[command(flatten)]
@@ -156,7 +165,13 @@ impl Failover {
             FailoverCommand::Complete(complete) => complete.run(context).await,
             FailoverCommand::Cancel(One { domain, appliance }) => {
                 let mut client = appliance.connect().await?.failover();
-                show(answered(client.cancel_failover(CancelFailoverRequest { domain }).await)?.task)
+                let done = answered(client.cancel_failover(CancelFailoverRequest { domain: domain.clone() }).await)?;
+                match done.task {
+                    Some(task) => show(Some(task)),
+                    None => {
+                        report(&done, format!("disks here follow domain {domain} no more; they stay as they are\n"))
+                    }
+                }
             }
             FailoverCommand::Pause(One { domain, appliance }) => {
                 let mut client = appliance.connect().await?.failover();
@@ -214,7 +229,18 @@ async fn ended(client: &Client, task: Option<Task>, watch: bool, context: &Conte
 
 impl Complete {
     async fn run(self, context: &Context) -> Result<Report> {
-        let Complete { domain, planned, point, accept_damage, remote, begin } = self;
+        let Complete {
+            domain,
+            planned,
+            point,
+            accept_damage,
+            network,
+            default_network,
+            without_runbook,
+            remote,
+            begin,
+        } = self;
+        let networks: std::collections::HashMap<String, String> = network.into_iter().collect();
         let resume_remote = remote.settings(None)?;
         let client = begin.appliance.connect().await?;
         let request = PlanCompletionRequest {
@@ -223,6 +249,9 @@ impl Complete {
             point,
             resume_remote: resume_remote.clone(),
             accept_damage,
+            networks: networks.clone(),
+            default_network: default_network.clone(),
+            without_runbook,
         };
         let PlanCompletionResponse { findings, summary, confirmation_token, .. } =
             answered(client.failover().plan_completion(request).await)?;
@@ -240,6 +269,9 @@ impl Complete {
             confirmation_token,
             request_id: begin.request_id,
             accept_damage,
+            networks,
+            default_network,
+            without_runbook,
         };
         let task = answered(client.failover().complete_failover(request).await)?.task;
         ended(&client, task, begin.watch, context).await

@@ -8,8 +8,9 @@
 //! Owns the table of roles by method: what is not in it is for admins. Invariant: no handler runs for a caller who may not
 //! call it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use futures::future::{Either, Ready, ready};
 use tokio::sync::Semaphore;
@@ -25,6 +26,8 @@ use super::settings::{Access, Role};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result};
 
+/// Time between two strangers that are written down.
+const STRANGERS_EVERY: Duration = Duration::from_secs(10);
 /// Refusals that are written down at once; more of them at the same time are only logged.
 const NOTED_AT_ONCE: usize = 4;
 
@@ -149,12 +152,20 @@ pub(crate) struct Gatekeeper {
     own_user: u32,
     catalog: Catalog,
     notes: Arc<Semaphore>,
+    /// When a stranger was written down last.
+    stranger: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Gatekeeper {
     pub(crate) fn new(access: &[Access], catalog: Catalog) -> Gatekeeper {
         let own_user = rustix::process::geteuid().as_raw();
-        Gatekeeper { access: access.into(), own_user, catalog, notes: Arc::new(Semaphore::new(NOTED_AT_ONCE)) }
+        Gatekeeper {
+            access: access.into(),
+            own_user,
+            catalog,
+            notes: Arc::new(Semaphore::new(NOTED_AT_ONCE)),
+            stranger: Arc::default(),
+        }
     }
 
     /// Who is at the other end.
@@ -183,7 +194,9 @@ impl Gatekeeper {
 
     /// The caller, if it may call `method`.
     fn admit(&self, method: &str, extensions: &http::Extensions) -> Result<Caller, Fault> {
-        let caller = self.caller(extensions)?;
+        let caller = self.caller(extensions).inspect_err(|fault| {
+            self.note_stranger(method, &fault.to_string());
+        })?;
         let known = ROLES.iter().find(|(known, _)| *known == method);
         let needed = known.map_or(Role::Admin, |(_, role)| *role);
         if caller.role >= needed {
@@ -193,6 +206,19 @@ impl Gatekeeper {
         let why = format!("{name} is {has}, {} needs {needs}", method.trim_start_matches('/'));
         self.note(&caller, method, &why);
         Err(Error::new(ErrorKind::Denied, why).into())
+    }
+
+    /// Logs who was not let in at all, and writes it down now and then: strangers must not drive other events out.
+    fn note_stranger(&self, method: &str, why: &str) {
+        let nobody = Caller { name: "nobody".into(), role: Role::Viewer };
+        let mut last = self.stranger.lock().unwrap_or_else(PoisonError::into_inner);
+        match last.is_none_or(|last| last.elapsed() >= STRANGERS_EVERY) {
+            true => {
+                *last = Some(Instant::now());
+                self.note(&nobody, method, why);
+            }
+            false => tracing::warn!(caller = %nobody.name, method, "refused: {why}"),
+        }
     }
 
     /// Writes down that somebody tried what they may not.

@@ -22,7 +22,7 @@ use super::world::SiteWorld;
 use crate::cancel::Cancel;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
-use crate::failover::{Engine, EngineSettings, TaskId, World};
+use crate::failover::{Engine, EngineSettings, World};
 use crate::hypervisor::{
     DiskPlace, ExecDriver, GuestChange, GuestEvent, Hypervisor, LibvirtDriver, NoHypervisor, QemuDriver,
 };
@@ -111,9 +111,7 @@ impl Appliance {
         appliance.serve_again().await?;
         appliance.world.follow_again().await?;
         let recovered = appliance.engine.recover().await?;
-        let ended: Vec<TaskId> =
-            appliance.engine.tasks().iter().filter(|task| task.state.is_terminal()).map(|task| task.id).collect();
-        appliance.catalog.forget_tasks(ended, appliance.settings.tasks_kept).await?;
+        appliance.catalog.forget_tasks(recovered.forgotten.clone(), 0).await?;
         super::taking_in::go_on(Arc::clone(&appliance)).await;
         for (task, why) in &recovered.broken {
             let domain = appliance.engine.task(*task).ok().map(|task| task.domain.to_string());
@@ -141,13 +139,26 @@ impl Appliance {
         });
         for record in known.await? {
             // Where its disks follow the domain, it was taken from this site, or is not this site's yet.
-            if self.world.known().recovery(&record.name).await?.is_some_and(|recovery| recovery.follows) {
-                continue;
+            if let Err(error) = self.serve_domain_again(&record).await {
+                // The guests of the others must not wait for it.
+                let _about = crate::log_context::domain(&record.name).entered();
+                tracing::error!("its disks are not served: {error}");
             }
-            let request = self.world.protect_request(&record.name).await?;
-            self.hosting.restart(&self.stores, &record.store, request)?;
         }
         Ok(())
+    }
+
+    async fn serve_domain_again(&self, record: &DomainRecord) -> Result<()> {
+        if self.world.known().recovery(&record.name).await?.is_some_and(|recovery| recovery.follows) {
+            return Ok(());
+        }
+        let request = self.world.protect_request(&record.name).await?;
+        self.hosting.restart(&self.stores, &record.store, request)
+    }
+
+    /// Whether disks here follow a domain, or are to.
+    pub(crate) async fn follows(&self, domain: &Name) -> Result<bool> {
+        Ok(self.world.known().recovery(domain).await?.is_some_and(|recovery| recovery.follows))
     }
 
     /// Looks at imported domains, and at those that another site has taken over, until the appliance closes.

@@ -17,6 +17,7 @@
 //! | `guests` | what is wrong with guests that run here |
 //! | `socket_group` | hypervisors of other users, let at their disks |
 //! | `answers` | what a site is told that asks for a domain of this one |
+//! | `ends` | how tasks ended, as events |
 //! | `quiesce` | points with guests' file systems frozen |
 //! | `taking_in` | VMs that the hypervisor runs already |
 //! | `world` | this site as the engine of failovers sees it |
@@ -33,6 +34,7 @@ mod appliance;
 mod catalog;
 mod client;
 mod confirm;
+mod ends;
 mod fault;
 mod guests;
 mod hosting;

@@ -119,6 +119,7 @@ async fn listen_and_serve(
     let background = [
         tokio::spawn(Arc::clone(app).keep_looking()),
         tokio::spawn(Arc::clone(app).keep_answering()),
+        tokio::spawn(Arc::clone(app).keep_noting_ends()),
         tokio::spawn(Arc::clone(app).keep_thawing()),
         tokio::spawn(Arc::clone(app).keep_quiescing()),
         tokio::spawn(Arc::clone(app).keep_watching()),

@@ -1,17 +1,27 @@
-//! Domains as the API shows them: from the catalog, the protection that runs, and the last look at the store. No I/O but
-//! asking the protection.
+//! Domains as the API shows them: from the catalog, what runs here, the last look at the store, and, where something of a
+//! domain is here, what its ownership log says right now.
+//!
+//! Invariant: a store that does not answer costs a bounded time, for one domain and for all of a list together, and then
+//! what this site knows by itself is shown: a task that runs, disks that follow.
+
+use futures::StreamExt;
+use tokio::time::Instant;
 
 use super::appliance::Appliance;
 use super::catalog::{DomainRecord, Origin};
 use super::looks::Look;
 use super::proto::{self, DomainMode, ProtectionStatus};
-use crate::failover::{self, World};
+use super::world::Seen;
+use crate::failover::{self, TaskKind, World};
 use crate::ids::{Name, Time};
+use crate::progress::Stand;
 use crate::protect::ProtectStatus;
 use crate::scan::DomainSummary;
 
-/// Longest wait for what is true of a domain right now.
+/// Longest wait for what is true right now, of one domain or of all of a list.
 const FACTS_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
+/// Domains of a list that are looked at side by side.
+const SIDE_BY_SIDE: usize = 32;
 
 /// As the API writes a time.
 pub(crate) fn timestamp(time: Time) -> prost_types::Timestamp {
@@ -96,6 +106,26 @@ fn follow_of(follow: &failover::FollowFacts, now: Time) -> proto::Follow {
     }
 }
 
+/// The same, of what this site knows by itself.
+fn follow_seen(seen: &Seen, now: Time) -> proto::Follow {
+    let point = |stand: Option<Stand>| {
+        stand.map(|stand| proto::Point {
+            number: stand.point.get(),
+            time: Some(timestamp(stand.time)),
+            age_ms: now.millis_since(stand.time),
+        })
+    };
+    proto::Follow {
+        running: seen.running,
+        landed: point(seen.state.landed),
+        applied: point(seen.state.applied),
+        caught_up: seen.running && seen.state.applied.is_some(),
+        done_bytes: seen.counts.done,
+        total_bytes: seen.counts.total,
+        problem: seen.problem.clone().unwrap_or_default(),
+    }
+}
+
 /// Of all VMs together: the worst, but where some are recoverable it says so.
 fn together(vms: &[proto::Vm]) -> ProtectionStatus {
     let good = vms.iter().filter(|vm| vm.status() == ProtectionStatus::Recoverable).count();
@@ -114,6 +144,17 @@ fn together(vms: &[proto::Vm]) -> ProtectionStatus {
 impl Appliance {
     /// A domain as it stands.
     pub(crate) async fn view(&self, record: &DomainRecord) -> proto::Domain {
+        self.view_by(record, Instant::now() + FACTS_WITHIN).await
+    }
+
+    /// The same of many: all of them together take no longer than one may.
+    pub(crate) async fn views(&self, records: &[DomainRecord]) -> Vec<proto::Domain> {
+        let deadline = Instant::now() + FACTS_WITHIN;
+        let views: Vec<_> = records.iter().map(|record| self.view_by(record, deadline)).collect();
+        futures::stream::iter(views).buffered(SIDE_BY_SIDE).collect().await
+    }
+
+    async fn view_by(&self, record: &DomainRecord, deadline: Instant) -> proto::Domain {
         let look = self.looks.last(&record.name);
         let mut view = proto::Domain {
             name: record.name.to_string(),
@@ -129,25 +170,30 @@ impl Appliance {
             }
             None => self.fill_looked(&mut view, record, look.as_ref()),
         }
-        self.fill_facts(&mut view, record).await;
+        self.fill_facts(&mut view, record, deadline).await;
+        if let Some(follow) = view.follow.as_ref().filter(|follow| !follow.problem.is_empty()) {
+            let how = if follow.running { "its disks follow, but" } else { "its disks do not follow now:" };
+            view.problems.push(format!("{how} {}", follow.problem));
+        }
         view.problems.extend(self.guests.of(&record.name));
         view
     }
 
     /// From what the engine would act on, where there is more than a look tells: a task, disks that follow or are here.
-    async fn fill_facts(&self, view: &mut proto::Domain, record: &DomainRecord) {
+    async fn fill_facts(&self, view: &mut proto::Domain, record: &DomainRecord, deadline: Instant) {
         let task = self.engine.running(&record.name);
         if let Some(task) = &task {
             view.task_id = task.id.to_string();
         }
-        let here = self.world.known().recovery(&record.name).await.is_ok_and(|recovery| recovery.is_some());
+        let recovery = self.world.known().recovery(&record.name).await.ok().flatten();
+        let here = recovery.is_some();
         let name = record.name.clone();
         let protects = async { self.catalog.call(move |db| super::catalog::protected(db, &name)).await };
         let idle = self.hosting.get(&record.name).is_none();
         if task.is_none() && !here && !(idle && protects.await.is_ok_and(|vms| !vms.is_empty())) {
             return;
         }
-        match tokio::time::timeout(FACTS_WITHIN, self.world.facts(&record.name)).await {
+        let why = match tokio::time::timeout_at(deadline, self.world.facts(&record.name)).await {
             Ok(Ok(facts)) => {
                 view.follow = facts.follow.as_ref().map(|follow| follow_of(follow, facts.now));
                 view.set_mode(mode_of(failover::DomainMode::of(&facts, task.map(|task| task.kind))));
@@ -155,10 +201,29 @@ impl Appliance {
                     let common = common.segment.get();
                     view.diverged = Some(proto::Diverged { common, bytes, ..proto::Diverged::default() });
                 }
+                return;
             }
-            // What is not known now is shown as of the last look.
-            Ok(Err(error)) => view.problems.push(error.to_string()),
-            Err(_) => view.problems.push("the storage site does not answer in time".to_owned()),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the storage site does not answer in time".to_owned(),
+        };
+        if !view.problems.contains(&why) {
+            view.problems.push(why);
+        }
+        let follows = recovery.is_some_and(|recovery| recovery.follows);
+        self.fill_known(view, record, task.map(|task| task.kind), follows);
+    }
+
+    /// What this site knows by itself while the store does not answer. The rest is as of the last look.
+    fn fill_known(&self, view: &mut proto::Domain, record: &DomainRecord, task: Option<TaskKind>, follows: bool) {
+        let home = self.looks.last(&record.name).and_then(|look| look.home);
+        let home = home.map_or(record.origin == Origin::Protected, |home| home == *self.site());
+        if let Some(mode) = task.and_then(|kind| failover::DomainMode::during(kind, home)) {
+            view.set_mode(mode_of(mode));
+        } else if follows {
+            view.set_mode(DomainMode::ContinuousRehydrationInProgress);
+        }
+        if let Some((_, seen)) = self.world.followers().seen(&record.name).filter(|_| follows) {
+            view.follow = Some(follow_seen(&seen, self.now()));
         }
     }
 

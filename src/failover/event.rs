@@ -40,6 +40,15 @@ pub enum Outcome {
         /// The steps from here on.
         steps: Vec<Step>,
     },
+    /// The domain was released, with other VMs than were found when it was looked at.
+    Released {
+        /// VMs that take part.
+        vms: Vec<Name>,
+        /// VMs that do not, each with the reason.
+        excluded: Vec<(Name, String)>,
+        /// The steps from here on.
+        steps: Vec<Step>,
+    },
     /// Disks equal this point.
     Rehydrated {
         /// The point.

@@ -65,6 +65,10 @@ fn take_over(steps: &mut Vec<Step>, plan: &FailoverPlan, vms: &[Name]) {
 pub(super) fn completing(begun: &FailoverPlan, complete: &Complete) -> FailoverPlan {
     let mut plan = begun.clone();
     plan.failover.planned = complete.how == Completion::Planned;
+    plan.vms.networks.extend(complete.networks.clone());
+    if !complete.default_network.is_empty() {
+        plan.vms.default_network.clone_from(&complete.default_network);
+    }
     let options = &mut plan.options;
     options.point = complete.point;
     options.accept_loss = complete.accept_loss;

@@ -1,5 +1,7 @@
 //! What the engine is asked to do. Journaled as it came, so that a task that goes on does what was asked for.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::plan::{FailoverPlan, PointChoice, RemoteSettings};
@@ -34,6 +36,12 @@ pub struct Complete {
     /// The plan's runbook where there is none.
     #[serde(default)]
     pub runbook: Option<Runbook>,
+    /// Networks of the protected site to networks of this one, beside those of the plan and before them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub networks: BTreeMap<String, String>,
+    /// Network of this site for what is mapped nowhere; the plan's where empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub default_network: String,
 }
 
 /// How the owner hands a domain over.

@@ -7,7 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::plan::FailoverPlan;
-use super::request::Request;
+use super::request::{Command, Request};
 use super::step::Step;
 use crate::error::{Error, ErrorKind};
 use crate::ids::{Generation, Name, SegmentRef, Time, uuid_id};
@@ -435,6 +435,16 @@ impl Task {
         match &self.state {
             TaskState::Failed { error } => Some(error),
             _ => None,
+        }
+    }
+
+    /// Whether it was told this already, and is about it: once more would change nothing.
+    pub fn is_told(&self, command: Command) -> bool {
+        match command {
+            Command::Cancel => self.turned.is_some(),
+            Command::Pause => self.pause,
+            Command::Resume => !self.pause,
+            Command::Choose(_) => false,
         }
     }
 

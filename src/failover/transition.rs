@@ -430,6 +430,15 @@ impl Turn<'_> {
                 task.steps.truncate(1);
                 task.steps.extend(steps.iter().cloned().map(waiting));
             }
+            (Step::AwaitRelease, Outcome::Released { vms, excluded, steps }) => {
+                if steps.is_empty() || i + steps.len() >= MAX_STEPS || steps.contains(&Step::Check) {
+                    return Err(internal(task, format!("its list of {} steps cannot be", steps.len())));
+                }
+                task.learned.vms = vms.clone();
+                task.learned.excluded = excluded.clone();
+                task.steps.truncate(i + 1);
+                task.steps.extend(steps.iter().cloned().map(waiting));
+            }
             (Step::Rehydrate | Step::Finish, Outcome::Rehydrated { at }) => task.learned.rehydrated = Some(*at),
             (Step::Claim, Outcome::Claimed { generation, base }) => task.learned.claimed = Some((*generation, *base)),
             (Step::Drain, Outcome::Drained { at }) => task.learned.drained = Some(*at),

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::facts::{DomainFacts, LocalDisks, VmFacts};
+use super::facts::{DomainFacts, FollowFacts, LocalDisks, VmFacts};
 use super::finding::{Finding, Severity, Stage};
 use super::plan::{Direction, DrSettings, FailoverMode, FailoverPlan};
 use super::runbook::Runbook;
@@ -41,7 +41,11 @@ impl FailoverPlan {
         check.dr();
         check.options();
         if let Some(runbook) = &self.options.runbook {
-            let vms: Vec<Name> = survey.facts.iter().flat_map(|f| f.vms.iter().map(|v| v.name.clone())).collect();
+            let mut vms: Vec<Name> = survey.facts.iter().flat_map(|f| f.vms.iter().map(|v| v.name.clone())).collect();
+            if act == Act::Complete {
+                // Those that left since it was set: nothing is done with them.
+                vms.extend(runbook.groups.iter().flat_map(|group| group.vms.iter().map(|vm| vm.vm.clone())));
+            }
             if survey.facts.is_some() {
                 check.found.extend(runbook.findings(&vms));
                 check.agents(runbook);
@@ -153,7 +157,28 @@ impl Check<'_> {
                     "start a continuous failover first",
                 );
             }
+            (Act::Complete, Some(follow)) => self.following(follow),
             _ => {}
+        }
+    }
+
+    /// How far the disks that are to be run on are.
+    fn following(&mut self, follow: &FollowFacts) {
+        if !follow.running
+            && let Some(why) = &follow.problem
+        {
+            let text = format!("its disks do not follow it now: {why}");
+            self.warning(
+                Stage::General,
+                "mode",
+                text,
+                "what is missing is fetched after it is taken over; mend it first",
+            );
+        }
+        let (done, total) = follow.done;
+        if !follow.caught_up && total > 0 {
+            let text = format!("{done} of {total} bytes of its base are here");
+            self.warning(Stage::General, "mode", text, "guests are off until the rest is fetched; wait for it");
         }
     }
 
@@ -306,12 +331,12 @@ impl Check<'_> {
         for (name, setting) in &plan.vms.vms {
             let field = format!("vms.{name}");
             if !facts.vms.iter().any(|v| v.name == *name) {
-                self.error(
-                    Stage::Vms,
-                    &field,
-                    format!("the domain has no VM {name}"),
-                    "remove it, or correct its name",
-                );
+                let text = format!("the domain has no VM {name}");
+                match self.act {
+                    // It left since the plan was made, and nothing is done with what stands there of it.
+                    Act::Complete => self.warning(Stage::Vms, &field, text, "what the plan says of it is left out"),
+                    _ => self.error(Stage::Vms, &field, text, "remove it, or correct its name"),
+                }
             }
             self.found.extend(absurd_resources(Stage::Vms, &field, setting.cpus, setting.memory_bytes));
         }
@@ -386,7 +411,13 @@ impl Check<'_> {
                 survey.largest_segment.saturating_mul(2),
                 "it must hold two of the largest segments",
             ),
-            ("metadata_size", dr.metadata_size, survey.metadata_bytes, "maps and bitmaps of the disks need that"),
+            (
+                "metadata_size",
+                // 0 is what is needed.
+                if dr.metadata_size == 0 { survey.metadata_bytes } else { dr.metadata_size },
+                survey.metadata_bytes,
+                "maps and bitmaps of the disks need that",
+            ),
             ("memory", dr.memory, survey.least_memory, "buffers need that"),
         ];
         for (field, has, least, why) in least {
@@ -419,7 +450,7 @@ impl Check<'_> {
                 let text = "only a planned failover can ask the other site for something";
                 self.error(Stage::Options, "resume_remote", text, "choose a planned one, or leave it out");
             }
-            let absurd = [remote.dr.log_size, remote.dr.metadata_size, remote.dr.memory].contains(&0);
+            let absurd = [remote.dr.log_size, remote.dr.memory].contains(&0);
             if absurd || !is_plain(&remote.failover.datastore) || !is_plain(&remote.dr.log_store) {
                 let text = "its sizes must not be 0, its directories must be absolute";
                 self.error(Stage::Options, "resume_remote", text, "correct the settings for the other site");

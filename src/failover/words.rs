@@ -59,15 +59,21 @@ impl DomainMode {
         }
     }
 
+    /// The mode while a task of this kind works on a domain that is at home here, or not; `None` where the task leaves it as
+    /// it is.
+    pub fn during(kind: TaskKind, home: bool) -> Option<DomainMode> {
+        match kind {
+            TaskKind::Failover | TaskKind::Complete { .. } if !home => Some(DomainMode::FailoverInProgress),
+            TaskKind::Failover | TaskKind::Failback | TaskKind::Complete { .. } => Some(DomainMode::FailbackInProgress),
+            _ => None,
+        }
+    }
+
     /// The mode that follows from `facts` while a task of kind `running` is under way, or none.
     pub fn of(facts: &DomainFacts, running: Option<TaskKind>) -> DomainMode {
         let home = facts.home == facts.site;
-        match running {
-            Some(TaskKind::Failover | TaskKind::Complete { .. }) if !home => return DomainMode::FailoverInProgress,
-            Some(TaskKind::Failover | TaskKind::Failback | TaskKind::Complete { .. }) => {
-                return DomainMode::FailbackInProgress;
-            }
-            _ => {}
+        if let Some(mode) = running.and_then(|kind| DomainMode::during(kind, home)) {
+            return mode;
         }
         if facts.is_owner() {
             return if home { DomainMode::Protected } else { DomainMode::RunningInFailover };

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::appliance::{Appliance, MIB, PATIENCE, Place};
-use super::failovers::{IMPATIENT, Site, protected, read, write};
+use super::failovers::{IMPATIENT, Site, number, protected, read, write};
 use super::figures::options_file;
 use crate::support::s3::{Options, S3Server};
 use crate::support::skipped;
@@ -48,10 +48,6 @@ fn serve(place: &Place, site: &str, more: &str) -> Appliance {
     started.unwrap_or_else(|ran| panic!("it does not start: {ran:?}"))
 }
 
-fn number(value: &Value) -> u64 {
-    value.as_u64().or_else(|| value.as_str()?.parse().ok()).unwrap_or_else(|| panic!("{value} is no number"))
-}
-
 /// Whether there is what moves clocks; if not that is said.
 fn clocks_can_be_set(test: &str) -> bool {
     let there = library().is_some();
@@ -67,7 +63,7 @@ fn until_point(site: &Site<'_>) -> u64 {
     loop {
         let cut = site.appliance.ask(&["domain", "point", "d"]);
         match cut.code {
-            Some(0) => return number(&cut.json["point"]),
+            Some(0) => return number(&cut.json["point"]).unwrap(),
             _ => assert!(began.elapsed() < PATIENCE, "{}: {cut:?}", site.name),
         }
     }
@@ -171,7 +167,7 @@ fn ages_are_true_where_a_store_has_a_clock_and_one_that_is_too_far_off_is_named_
     is_following(&second, 0);
     for site in [&first, &second] {
         let shown = site.ask(&["domain", "show", "d", "--fresh"]);
-        assert!(number(&shown["rpo_ms"]) < TEN_MINUTES, "{}: {shown:#}", site.name);
+        assert!(number(&shown["rpo_ms"]).unwrap() < TEN_MINUTES, "{}: {shown:#}", site.name);
     }
 
     // Set wrong while its disks follow, and while the other one protects: told, and all goes on once it is set right.
@@ -184,5 +180,5 @@ fn ages_are_true_where_a_store_has_a_clock_and_one_that_is_too_far_off_is_named_
         is_following(&second, point);
     }
     let shown = second.ask(&["domain", "show", "d", "--fresh"]);
-    assert!(number(&shown["rpo_ms"]) < TEN_MINUTES, "{shown:#}");
+    assert!(number(&shown["rpo_ms"]).unwrap() < TEN_MINUTES, "{shown:#}");
 }

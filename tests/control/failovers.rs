@@ -29,6 +29,11 @@ pub(super) fn protected<'p>(place: &'p Place, first: Site<'p>, second: Site<'p>)
     (first, second)
 }
 
+/// A number of an answer, which JSON of the API may have as text.
+pub(super) fn number(value: &Value) -> Option<u64> {
+    value.as_str().map_or_else(|| value.as_u64(), |text| text.parse().ok())
+}
+
 pub(super) fn write(site: &Site<'_>, at: u64, byte: u8) {
     let mut guest = site.guest();
     guest.write(at, &[byte; 4096]).unwrap();
@@ -248,7 +253,6 @@ fn progress_is_told_disk_by_disk_while_they_are_filled() {
     let id = begun["task"]["id"].as_str().or(begun["id"].as_str()).unwrap();
     let watched = second.appliance.ask(&["task", "watch", id]);
     assert_eq!(watched.code, Some(0), "{watched:?}");
-    let number = |value: &Value| value.as_str().map_or_else(|| value.as_u64(), |text| text.parse().ok());
     let told = |line: &str| -> Option<(String, u64)> {
         let task: Value = serde_json::from_str(line).ok()?;
         let disk = task["progress"]["disks"][0].clone();
@@ -278,4 +282,102 @@ fn progress_is_told_disk_by_disk_while_they_are_filled() {
     assert!(shipped.iter().all(|(done, total)| done.unwrap_or_default() <= total.unwrap_or_default()), "{shipped:?}");
     second.ended(&id, "TASK_STATE_DONE");
     assert!(second.guest().read(2 * MIB, MIB as u32).unwrap() == written);
+}
+
+#[test]
+fn what_a_site_knows_by_itself_is_shown_while_the_store_is_away_and_following_ends_on_request() {
+    let place = Place::new();
+    let server = S3Server::start(&place.path("objects"), Options::default()).unwrap();
+    let options = options_file(&place, &server);
+    let (first, second) = (Site::start(&place, "first"), Site::start(&place, "second"));
+    for site in [&first, &second] {
+        site.ask(&["store", "add", "s", "--url", &server.url("site"), "--options-file", &options]);
+    }
+    first.ask(&["domain", "create", "d", "--store", "s"]);
+    first.ask(&["vm", "protect", "d", "web", "--disk", &format!("root={}", place.image("root").display())]);
+    first.switch("web", "running");
+    first.appliance.until_recoverable("d");
+    second.ask(&["domain", "import", "d", "--store", "s"]);
+    let there = second.datastore();
+    let follow = ["failover", "continuous", "d", "--datastore", &there, "--log-size", "256MiB", "--yes", "d"];
+    let planned = second.ask(&[&follow[..2], &follow[2..7], &["--dry-run"]].concat());
+    assert!(planned["summary"]["loss"].as_str().is_none_or(str::is_empty), "{planned:#}");
+    second.task(&follow);
+    second.until_mode("DOMAIN_MODE_CONTINUOUS_REHYDRATION_IN_PROGRESS");
+
+    server.set_reachable(false).unwrap();
+    let shown = second.appliance.until("d", "an outage", |shown| !shown["problems"].as_array().unwrap().is_empty());
+    assert_eq!(shown["mode"], "DOMAIN_MODE_CONTINUOUS_REHYDRATION_IN_PROGRESS", "{shown:#}");
+    assert!(number(&shown["follow"]["applied"]["number"]).is_some_and(|n| n > 0), "{shown:#}");
+    let listed = second.ask(&["domain", "list"]);
+    assert_eq!(listed["domains"][0]["mode"], shown["mode"], "{listed:#}");
+    assert_eq!(first.ask(&["domain", "show", "d"])["mode"], "DOMAIN_MODE_PROTECTED");
+    server.set_reachable(true).unwrap();
+
+    // It can be ended though no task works on it, and begun anew where it was.
+    second.ask(&["failover", "cancel", "d"]);
+    second.until_mode("DOMAIN_MODE_IMPORTED");
+    assert!(second.appliance.ask(&["failover", "cancel", "d"]).bad(9).contains("nothing works on"));
+    second.task(&follow);
+    // Forgotten, nothing goes on; found again, it is followed where it is said then.
+    second.ask(&["domain", "forget", "d", "--yes", "d"]);
+    second.ask(&["domain", "import", "d", "--store", "s"]);
+    let other = place.path("second-other");
+    std::fs::create_dir(&other).unwrap();
+    let other = other.display().to_string();
+    second.task(&["failover", "continuous", "d", "--datastore", &other, "--log-size", "256MiB", "--yes", "d"]);
+    write(&first, 2 * MIB, 9);
+    let point = number(&first.ask(&["domain", "point", "d"])["point"]).unwrap();
+    second
+        .appliance
+        .until("d", "the new place", |shown| number(&shown["follow"]["applied"]["number"]).is_some_and(|n| n >= point));
+    assert!(std::path::Path::new(&other).join("d/web/root.raw").is_file());
+    let events = second.ask(&["event", "list"]).to_string();
+    assert!(events.contains("task ended"), "{events}");
+}
+
+#[test]
+fn a_vm_that_is_being_synced_keeps_all_guests_running_and_the_runbook_of_now_is_followed() {
+    let place = Place::new();
+    let server = S3Server::start(&place.path("objects"), Options::default()).unwrap();
+    let options = options_file(&place, &server);
+    let (first, second) = (Site::start(&place, "first"), Site::start(&place, "second"));
+    for site in [&first, &second] {
+        site.ask(&["store", "add", "s", "--url", &server.url("site"), "--options-file", &options]);
+    }
+    first.ask(&["domain", "create", "d", "--store", "s"]);
+    first.ask(&["vm", "protect", "d", "web", "--disk", &format!("root={}", place.image("root").display())]);
+    first.switch("web", "running");
+    first.appliance.until_recoverable("d");
+    second.ask(&["domain", "import", "d", "--store", "s"]);
+    let there = second.datastore();
+    second.task(&["failover", "continuous", "d", "--datastore", &there, "--log-size", "256MiB", "--yes", "d"]);
+    // Set after following began.
+    let (runbook, marks) = (place.path("runbook.toml"), place.path("marks").display().to_string());
+    let text = "[[groups]]\nname = \"all\"\n[[groups.vms]]\nvm = \"web\"\nscripts_after = [{ command = [\"touch\", ";
+    std::fs::write(&runbook, format!("{text}{marks:?}] }}]\n")).unwrap();
+    second.ask(&["runbook", "set", "d", "failover", &runbook.display().to_string()]);
+
+    // A VM joins, and nothing of it is shipped.
+    server.faults().set([Rule::new(Fault::Unavailable).verb(Verb::Put).key("segments/")]);
+    first.ask(&["vm", "protect", "d", "db", "--disk", &format!("root={}", place.image("db").display())]);
+    first.switch("db", "running");
+    let id = second.begin(&["failover", "complete", "d", "--planned", "--yes", "d"]);
+    let began = std::time::Instant::now();
+    loop {
+        let told = first.ask(&["task", "list", "--domain", "d", "--running"]).to_string();
+        if told.contains("would not cover db") {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "nothing keeps it from shutting down: {told}");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert_eq!((first.power(), first.power_of("db")), ("running".to_owned(), "running".to_owned()));
+    server.faults().clear();
+    second.ended(&id, "TASK_STATE_DONE");
+    second.runs("DOMAIN_MODE_RUNNING_IN_FAILOVER");
+    assert_eq!((second.power_of("db"), first.power()), ("running".to_owned(), "off".to_owned()));
+    assert!(std::path::Path::new(&marks).exists(), "the runbook that is set now counts");
+    let outsider = first.ask(&["event", "list"]).to_string();
+    assert!(outsider.contains("task ended"), "{outsider}");
 }

@@ -125,8 +125,8 @@ async fn gather(app: &Appliance) -> Result<String> {
     page.set("freshet_info", &[app.site().as_str(), env!("CARGO_PKG_VERSION")], 1.0);
     page.set("freshet_start_time_seconds", &[], figure(app.started.millis()) / 1000.0);
     let records = app.catalog.call(|db| super::catalog::DomainRecord::list(db, "", usize::MAX)).await?;
-    for record in &records {
-        let (domain, view) = (record.name.as_str(), app.view(record).await);
+    for (record, view) in records.iter().zip(app.views(&records).await) {
+        let domain = record.name.as_str();
         let words = (super::view::mode_words(view.mode()), super::view::status_words(view.status()));
         page.set("freshet_domain_info", &[domain, record.store.as_str(), words.0, words.1], 1.0);
         if let Some(rpo) = view.rpo_ms {
@@ -199,8 +199,9 @@ fn following(page: &Page, domain: &str, seen: &Seen) {
             page.set(name, &[domain], figure(stand.point.get()));
         }
     }
-    if let Some(lag) = seen.state.lag_ms {
-        page.set("freshet_domain_lag_seconds", &[domain], figure(lag) / 1000.0);
+    page.set("freshet_domain_following", &[domain], f64::from(u8::from(seen.running)));
+    if let Some(lag) = seen.lag() {
+        page.set("freshet_domain_lag_seconds", &[domain], lag.as_secs_f64());
     }
     page.set("freshet_domain_unapplied_bytes", &[domain], figure(seen.state.unapplied));
     page.set("freshet_domain_hydrate_total_bytes", &[domain], figure(seen.counts.total));

@@ -69,6 +69,12 @@ pub const METRICS: &[Metric] = &[
     gauge("freshet_domain_hold_seconds", "seconds", DOMAIN, "How long each write is held now"),
     gauge("freshet_domain_landed_point", "", DOMAIN, "Where disks here follow the domain: newest point that landed"),
     gauge("freshet_domain_applied_point", "", DOMAIN, "The same: the point that the disks equal"),
+    gauge(
+        "freshet_domain_following",
+        "",
+        DOMAIN,
+        "The same: 1 while it goes on, 0 where it was ended by an error and is tried again",
+    ),
     gauge("freshet_domain_lag_seconds", "seconds", DOMAIN, "The same: age of the landed point, by the store's clock"),
     gauge("freshet_domain_unapplied_bytes", "bytes", DOMAIN, "The same: what landed and is not applied"),
     gauge(

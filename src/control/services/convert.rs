@@ -14,21 +14,19 @@ use crate::failover::{
 };
 use crate::ids::{Name, SegmentNo, Time};
 
-/// Room for maps and bitmaps unless the plan says otherwise, in bytes.
-const METADATA: u64 = 1 << 30;
 /// Most entries of a mapping.
 const MOST_ENTRIES: usize = 10_000;
 /// Longest word.
 const MOST_WORD: usize = 1024;
 
-fn word(field: &str, text: &str) -> Done<String> {
+pub(super) fn word(field: &str, text: &str) -> Done<String> {
     match text.len() <= MOST_WORD && !text.chars().any(char::is_control) {
         true => Ok(text.to_owned()),
         false => Err(Fault::field(field, format!("must be at most {MOST_WORD} bytes without control characters"))),
     }
 }
 
-fn words(field: &str, map: &std::collections::HashMap<String, String>) -> Done<BTreeMap<String, String>> {
+pub(super) fn words(field: &str, map: &std::collections::HashMap<String, String>) -> Done<BTreeMap<String, String>> {
     if map.len() > MOST_ENTRIES {
         return Err(Fault::field(field, format!("{} entries, at most {MOST_ENTRIES}", map.len())));
     }
@@ -97,7 +95,7 @@ fn dr_stage(
             text => fields::path(&format!("{at}.log_store"), text)?,
         },
         log_size: or(stage.log_size_bytes, settings.protect.log_size),
-        metadata_size: or(stage.metadata_size_bytes, METADATA),
+        metadata_size: stage.metadata_size_bytes,
         memory: or(stage.memory_bytes, settings.protect.memory),
     })
 }

@@ -15,6 +15,7 @@ use crate::control::looks::check_identity;
 use crate::control::proto::domain_service_server::DomainService;
 use crate::control::proto::{self, *};
 use crate::error::{Error, ErrorKind};
+use crate::failover::World;
 use crate::ids::Name;
 use crate::store::{Domain as StoreDomain, list_domains};
 
@@ -70,10 +71,7 @@ impl DomainService for Services {
         let more = records.len() > most;
         records.truncate(most);
         let next = records.last().filter(|_| more).map(|last| last.name.to_string());
-        let mut domains = Vec::with_capacity(records.len());
-        for record in &records {
-            domains.push(self.app.view(record).await);
-        }
+        let domains = self.app.views(&records).await;
         Ok(Response::new(ListDomainsResponse { domains, next_page_token: next.unwrap_or_default() }))
     }
 
@@ -143,9 +141,8 @@ impl DomainService for Services {
             let _turn = app.turns.take(&name, &format!("{by} forgets it")).await?;
             app.domain(&name).await?;
             erase::must_be_idle(&app, &name).await?;
-            let which = name.clone();
-            app.catalog.call(move |db| DomainRecord::remove(db, &which)).await?;
-            app.looks.forget(&name);
+            // What follows it ends first: nobody could end it afterwards.
+            World::forget(&*app.world, &name, false).await?;
             Ok(())
         });
         forgotten.await?;

@@ -16,8 +16,8 @@ use crate::control::proto::failover_service_server::FailoverService;
 use crate::control::proto::{self, *};
 use crate::control::view::timestamp;
 use crate::failover::{
-    Command, Complete, Completion, Direction, FailoverMode as Mode, Planned, Request as Wish, Severity as Grave,
-    TaskKind as Kind,
+    self, Command, Complete, Completion, Direction, FailoverMode as Mode, Planned, Request as Wish, Resumed,
+    Severity as Grave, TaskKind as Kind, World,
 };
 use crate::format::xxh3_128;
 use crate::ids::{Name, Time};
@@ -83,6 +83,9 @@ impl FailoverService for Services {
                 point: asked.point,
                 resume_remote: asked.resume_remote,
                 accept_damage: asked.accept_damage,
+                networks: asked.networks,
+                default_network: asked.default_network,
+                without_runbook: asked.without_runbook,
                 ..CompleteFailoverRequest::default()
             },
         );
@@ -110,6 +113,11 @@ impl FailoverService for Services {
     ) -> Result<Response<CancelFailoverResponse>, Status> {
         let caller = caller(request.extensions())?;
         let domain = request.into_inner().domain;
+        let name = fields::name("domain", &domain)?;
+        if self.app.engine.running(&name).is_none() && self.app.follows(&name).await.map_err(Fault::from)? {
+            self.stop_following(&caller, name).await?;
+            return Ok(Response::new(CancelFailoverResponse { task: None }));
+        }
         let task = self.command(&caller, "FailoverService/CancelFailover", domain, Command::Cancel, None).await?;
         Ok(Response::new(CancelFailoverResponse { task: Some(task) }))
     }
@@ -167,6 +175,11 @@ impl FailbackService for Services {
     ) -> Result<Response<WithdrawReleaseResponse>, Status> {
         let caller = caller(request.extensions())?;
         let domain = request.into_inner().domain;
+        let name = fields::name("domain", &domain)?;
+        if self.app.engine.running(&name).is_none() && self.app.domain(&name).await.is_ok() {
+            self.take_back(&caller, name).await?;
+            return Ok(Response::new(WithdrawReleaseResponse { task: None }));
+        }
         let only = Some(Kind::HandOver);
         let task = self.command(&caller, "FailbackService/WithdrawRelease", domain, Command::Cancel, only).await?;
         Ok(Response::new(WithdrawReleaseResponse { task: Some(task) }))
@@ -207,14 +220,50 @@ impl Services {
             let engine = &app.engine;
             let running = engine.running(&name).filter(|task| only.is_none_or(|kind| task.kind == kind));
             let Some(task) = running else {
-                let what = only.map_or("nothing works on", |_| "nothing was released of");
+                let what = only.map_or("nothing works on", |_| "nothing hands over");
                 let why = format!("{what} domain {name} at this site");
                 return Err(crate::error::Error::new(crate::error::ErrorKind::NotFound, why).into());
             };
-            engine.command(task.id, command, &by).await?;
+            if !task.is_told(command) {
+                engine.command(task.id, command, &by).await?;
+            }
             Ok(convert::task(&*engine.task(task.id)?))
         });
         told.await
+    }
+
+    /// Has the disks of a domain follow it no more. They stay as they are.
+    async fn stop_following(&self, caller: &Caller, domain: Name) -> Done<()> {
+        let (app, by, subject) = (Arc::clone(&self.app), caller.name.clone(), domain.to_string());
+        let stopped = self.app.act(caller, "FailoverService/CancelFailover", &subject, async move {
+            let _turn = app.turns.take(&domain, &format!("{by} ends following it")).await?;
+            app.must_have_no_task(&domain)?;
+            Ok(app.world.unfollow(&domain).await?)
+        });
+        stopped.await
+    }
+
+    /// Takes a release back that no task works on any more, as after one that was given up, and protects the domain again.
+    async fn take_back(&self, caller: &Caller, domain: Name) -> Done<()> {
+        let (app, by, subject) = (Arc::clone(&self.app), caller.name.clone(), domain.to_string());
+        let taken_back = self.app.act(caller, "FailbackService/WithdrawRelease", &subject, async move {
+            let _turn = app.turns.take(&domain, &format!("{by} withdraws its release")).await?;
+            app.must_have_no_task(&domain)?;
+            let facts = app.world.facts(&domain).await?;
+            if facts.owner.site != facts.site || facts.protecting {
+                let owner = &facts.owner.site;
+                let why = format!("nothing is released of domain {domain} here: it belongs to site {owner}");
+                return Err(crate::error::Error::new(crate::error::ErrorKind::NotFound, why).into());
+            }
+            match app.world.resume(&domain).await? {
+                Resumed::Ours => Ok(app.world.protect(&domain, None, &[]).await?),
+                Resumed::Taken { by, generation } => {
+                    let why = format!("site {by} has claimed domain {domain} as generation {}", generation.get());
+                    Err(Fault::refused(why))
+                }
+            }
+        });
+        taken_back.await
     }
 }
 
@@ -224,11 +273,7 @@ async fn planned(app: &Appliance, sent: Option<&proto::FailoverPlan>, decided: D
     let domain = plan.general.domain.clone();
     app.domain(&domain).await.map_err(|e| Fault::from(e).about(domain.as_str()))?;
     if with_runbook {
-        let kind = match plan.general.direction {
-            Direction::Failover => RunbookKind::Failover,
-            Direction::Failback => RunbookKind::Failback,
-        };
-        plan.options.runbook = runbooks::kept(app, &domain, kind).await?;
+        plan.options.runbook = runbooks::kept(app, &domain, kind_of(plan.general.direction)).await?;
     }
     Ok(Wish::Plan(Box::new(plan)))
 }
@@ -244,15 +289,33 @@ async fn completing(app: &Appliance, asked: CompleteFailoverRequest) -> Done<Wis
         ));
     }
     Ok(Wish::Complete(Box::new(Complete {
-        domain,
         how: if asked.planned { Completion::Planned } else { Completion::Forced },
         point: convert::point("point", asked.point)?,
         accept_loss: false,
         from: None,
         accept_damage: asked.accept_damage,
         resume_remote: convert::remote("resume_remote", asked.resume_remote.as_ref(), &app.settings)?,
-        runbook: None,
+        runbook: completing_by(app, &domain, asked.without_runbook).await?,
+        networks: convert::words("networks", &asked.networks)?,
+        default_network: convert::word("default_network", &asked.default_network)?,
+        domain,
     })))
+}
+
+/// The runbook that is set here now; that of the plan counts where none is, as where the other site sent it along.
+async fn completing_by(app: &Appliance, domain: &Name, without: bool) -> Done<Option<failover::Runbook>> {
+    if without {
+        return Ok(Some(failover::Runbook::default()));
+    }
+    let Some(recovery) = app.world.known().recovery(domain).await? else { return Ok(None) };
+    runbooks::kept(app, domain, kind_of(recovery.plan.general.direction)).await
+}
+
+fn kind_of(direction: Direction) -> RunbookKind {
+    match direction {
+        Direction::Failover => RunbookKind::Failover,
+        Direction::Failback => RunbookKind::Failback,
+    }
 }
 
 /// The same wish, with the loss accepted, as long as the domain is this owner's.

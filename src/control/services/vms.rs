@@ -133,6 +133,7 @@ async fn protect(app: &Arc<Appliance>, caller: &Caller, asked: &ProtectVmRequest
     may_use(app, caller, &vm.disks).await?;
     if let Some(there) = known(app, &domain).await?.into_iter().find(|there| there.name == vm.name) {
         if same_disks(&there.disks, &vm.disks) {
+            learn_identity(app, &record).await;
             return Ok(app.view_vm(&record, &vm.name).await);
         }
         let disks = there.disks.iter().map(|disk| format!("{}={}", disk.name, disk.path.display()));
@@ -146,8 +147,16 @@ async fn protect(app: &Arc<Appliance>, caller: &Caller, asked: &ProtectVmRequest
         vm.definition = Some(VmDefinition { kind, text, shape });
     }
     join(app, &record, vm.clone()).await?;
-    app.learn_identity(&record).await?;
+    learn_identity(app, &record).await;
     Ok(app.view_vm(&record, &vm.name).await)
+}
+
+/// The VM is protected by now: that its domain's identity cannot be read back is no error of the call, and is made up for
+/// by the next one.
+async fn learn_identity(app: &Appliance, record: &DomainRecord) {
+    if let Err(error) = app.learn_identity(record).await {
+        tracing::warn!(domain = %record.name, "its identity is not noted yet: {error}");
+    }
 }
 
 /// The hypervisor tells which disks the VM has, and moves them.
@@ -187,7 +196,7 @@ async fn protect_found(app: &Arc<Appliance>, caller: &Caller, asked: &ProtectVmR
     };
     may_use(app, caller, &found.disks.iter().filter_map(source).collect::<Vec<_>>()).await?;
     taking.protect(&found).await?;
-    app.learn_identity(&record).await?;
+    learn_identity(app, &record).await;
     Ok(app.view_vm(&record, &vm).await)
 }
 

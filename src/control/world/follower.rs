@@ -33,6 +33,15 @@ pub(crate) struct Seen {
     pub(crate) counts: Snapshot,
     /// Why it does not run, where it does not.
     pub(crate) problem: Option<String>,
+    /// When its state was seen.
+    at: Option<Instant>,
+}
+
+impl Seen {
+    /// Age of the landed point now: it grows on where nothing runs any more.
+    pub(crate) fn lag(&self) -> Option<Duration> {
+        Some(Duration::from_millis(self.state.lag_ms?) + self.at?.elapsed())
+    }
 }
 
 /// How a run is to end.
@@ -170,7 +179,7 @@ impl Keeper {
         loop {
             let (state, counts) = (following.state(), following.progress().snapshot());
             self.tell(|seen| {
-                *seen = Seen { running: true, problem: state.trouble.clone(), state, counts };
+                *seen = Seen { running: true, problem: state.trouble.clone(), state, counts, at: Some(Instant::now()) };
             });
             if following.has_ended() {
                 let ended = following.stop().await;

@@ -234,7 +234,23 @@ fn vms(
             networks: vm.shape.nics.iter().map(|nic| nic.network.clone()).collect(),
         }
     };
-    all.vms.iter().map(vm).collect()
+    let mut vms: Vec<VmFacts> = all.vms.iter().map(vm).collect();
+    // Those of which nothing is shipped yet: a hand-over must wait for them, too.
+    for here in hosted.iter().flat_map(|status| &status.vms) {
+        let Ok(name) = Name::new(&here.name) else { continue };
+        if !vms.iter().any(|vm| vm.name == name) {
+            vms.push(VmFacts {
+                name,
+                status: VmStatus::from_word(&here.status).unwrap_or(VmStatus::Error),
+                point: None,
+                logical_bytes: here.disks.iter().map(|disk| disk.size).sum(),
+                live_bytes: 0,
+                fetch_bytes: 0,
+                networks: Vec::new(),
+            });
+        }
+    }
+    vms
 }
 
 /// The number of a point, where there is one.

@@ -1,16 +1,27 @@
 //! What there is for a plan: the domain, the point, the hypervisor, and room on the disks that it names.
 
 use std::path::Path;
+use std::time::Duration;
+
+use futures::stream::{self, StreamExt};
+use tokio::time::Instant;
 
 use super::SiteWorld;
 use super::look::number;
-use crate::failover::{DomainFacts, FailoverPlan, Loss, PointFacts, Space, Survey};
+use crate::failover::{DomainFacts, FailoverPlan, Loss, PointFacts, Rate, Space, Survey};
 use crate::format::MAX_SEGMENT_LEN;
+use crate::ids::{Name, SegmentNo};
 use crate::rehydrate::MIN_MEMORY;
-use crate::store::{BaseChoice, LIVE_FOR_MS};
+use crate::store::{BaseChoice, LIVE_FOR_MS, keys};
 
 /// Bytes of maps and bitmaps for each byte of disk, as one in so many: a bit for each granule, twice, and the rest.
 const METADATA_SHARE: u64 = 16_384;
+/// Reads by which the rate is measured, side by side, and most bytes of each.
+const PROBES: usize = 8;
+const PROBE_LEN: u64 = 4 << 20;
+/// Longest time for them, and least bytes that say anything.
+const PROBE_TIME: Duration = Duration::from_secs(1);
+const PROBE_LEAST: u64 = 1 << 20;
 /// Beside that, whatever the size.
 const LEAST_METADATA: u64 = 1 << 20;
 
@@ -42,10 +53,10 @@ impl SiteWorld {
         if survey.hypervisor_problem.is_none() {
             match self.hypervisor.inventory().await {
                 Ok(known) => {
-                    let named = |name: &crate::ids::Name| facts.vms.iter().any(|vm| vm.name == *name);
+                    let named = |name: &Name| facts.vms.iter().any(|vm| vm.name == *name);
                     // What this site protects of the domain, or did, it has defined.
                     let own = self.known.protected(domain).await.unwrap_or_default();
-                    let foreign = |name: &crate::ids::Name| named(name) && !own.iter().any(|vm| vm.name == *name);
+                    let foreign = |name: &Name| named(name) && !own.iter().any(|vm| vm.name == *name);
                     survey.foreign_vms = known.into_iter().map(|vm| vm.name).filter(foreign).collect();
                 }
                 Err(error) => survey.hypervisor_problem = Some(error.to_string()),
@@ -57,6 +68,9 @@ impl SiteWorld {
             survey.agent_problems.extend(problem.map(|why| (guest.name.clone(), why)));
         }
         self.choose(plan, &facts, &mut survey).await;
+        if facts.vms.iter().any(|vm| vm.fetch_bytes > 0) {
+            survey.rate = self.rate(domain).await;
+        }
         survey.facts = Some(facts);
         survey
     }
@@ -85,6 +99,32 @@ impl SiteWorld {
             }
             Err(error) => survey.point_problem = Some(error.to_string()),
         }
+    }
+
+    /// How fast the storage site gives out segments of the domain, tried for a moment. `None` where that is too little to say
+    /// anything.
+    async fn rate(&self, domain: &Name) -> Option<Rate> {
+        let (_, mut view) = self.view(domain).await.ok()?;
+        let tip = view.tip().await.ok()?.segment.get();
+        let newest =
+            (tip.saturating_sub(PROBES as u64 - 1).max(1)..=tip).filter_map(|n| view.locate(SegmentNo::new(n)));
+        let keys: Vec<String> = newest.map(|segment| keys::segment(domain, segment)).collect();
+        let site = view.site();
+        let began = Instant::now();
+        let reads: Vec<_> = keys.iter().map(|key| site.get_range(key, 0..PROBE_LEN)).collect();
+        let mut reads = stream::iter(reads).buffer_unordered(PROBES);
+        let mut total = 0;
+        while let Ok(Some(read)) = tokio::time::timeout_at(began + PROBE_TIME, reads.next()).await {
+            total += read.ok().flatten().map_or(0, |read| read.len);
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        (total >= PROBE_LEAST).then(|| Rate {
+            bytes_per_second: total as f64 / seconds,
+            basis: format!(
+                "{} MiB of its segments were read in {seconds:.2} s just now; what compresses comes faster",
+                total >> 20
+            ),
+        })
     }
 
     async fn space(&self, dir: &Path, held: &Path) -> Space {

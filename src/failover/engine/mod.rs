@@ -77,6 +77,8 @@ pub struct Recovered {
     /// Tasks whose journal makes no sense, and why. They are listed as far as they were understood, are not gone on with,
     /// and keep their domain from other tasks.
     pub broken: Vec<(TaskId, Error)>,
+    /// Tasks that were over and are not remembered any more: the oldest, beyond what is kept. The journal can let go of them.
+    pub forgotten: Vec<TaskId>,
 }
 
 /// What a request would do.
@@ -162,7 +164,7 @@ impl Engine {
                 }
             }
         }
-        self.inner.forget_old();
+        recovered.forgotten = self.inner.forget_old();
         Ok(recovered)
     }
 
@@ -411,13 +413,14 @@ impl Inner {
     }
 
     /// Tasks that are over leave the memory, oldest first, where there are too many.
-    fn forget_old(&self) {
+    fn forget_old(&self) -> Vec<TaskId> {
         let mut slots = self.slots();
-        let over: Vec<TaskId> = slots.values().filter(|s| s.task().state.is_terminal()).map(|s| s.id).collect();
-        let too_many = over.len().saturating_sub(self.settings.finished_kept);
-        for id in &over[..too_many] {
+        let mut over: Vec<TaskId> = slots.values().filter(|s| s.task().state.is_terminal()).map(|s| s.id).collect();
+        over.truncate(over.len().saturating_sub(self.settings.finished_kept));
+        for id in &over {
             slots.remove(id);
         }
+        over
     }
 }
 

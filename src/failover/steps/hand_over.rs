@@ -10,11 +10,20 @@ use crate::failover::event::Outcome;
 use crate::failover::request::{HandOver, Request};
 use crate::failover::task::{Choice, Question};
 use crate::failover::validate::Act;
+use crate::failover::words::VmStatus;
 use crate::hypervisor::PowerState;
 use crate::ids::Name;
 
 /// Guests that are shut down side by side.
 const SIDE_BY_SIDE: usize = 16;
+
+/// What became of a guest that was to be off.
+enum Found {
+    Off,
+    On(Name, String),
+    /// The hypervisor has no such VM, and cannot say anything of it.
+    Unknown(Name),
+}
 
 impl Context {
     fn hand_over(&self) -> Result<HandOver> {
@@ -27,6 +36,14 @@ impl Context {
     pub(super) async fn check_settings(&mut self) -> Result<Ran> {
         if let Some(plan) = self.task.learned.plan.clone() {
             self.hold_against_survey(&plan, Act::FollowAfterHandOver).await?;
+        }
+        // Before a guest is off: what is being synced can take hours, and draining would wait for it.
+        let facts = self.facts().await?;
+        let behind = facts.vms.iter().filter(|vm| vm.status != VmStatus::Recoverable);
+        let behind: Vec<String> = behind.map(|vm| format!("{} ({})", vm.name, vm.status)).collect();
+        if facts.protecting && !behind.is_empty() {
+            let why = format!("the last point of domain {} would not cover {}", facts.domain, behind.join(", "));
+            return Err(Error::new(ErrorKind::Unreachable, format!("{why}: guests run on until they are synced")));
         }
         Ran::nothing()
     }
@@ -69,15 +86,25 @@ impl Context {
                 }
             }
             if hypervisor.state(&vm).await? == PowerState::Absent {
-                return Ok(None);
+                return Ok(Found::Unknown(vm));
             }
             let evidence = hypervisor.off_evidence(&vm).await?;
-            Ok((!evidence.off).then_some((vm, evidence.because)))
+            Ok(if evidence.off { Found::Off } else { Found::On(vm, evidence.because) })
         });
-        let ends: Vec<Result<Option<(Name, String)>>> =
-            futures::stream::iter(each).buffered(SIDE_BY_SIDE).collect().await;
-        let ends: Vec<Option<(Name, String)>> = ends.into_iter().collect::<Result<_>>()?;
-        Ok(ends.into_iter().flatten().collect())
+        let ends: Vec<Result<Found>> = futures::stream::iter(each).buffered(SIDE_BY_SIDE).collect().await;
+        let mut on = Vec::new();
+        for end in ends {
+            match end? {
+                Found::Off => {}
+                Found::On(vm, because) => on.push((vm, because)),
+                Found::Unknown(vm) => {
+                    self.note(format!(
+                        "VM {vm}: the hypervisor does not know it; its disks are closed, whoever uses them"
+                    ));
+                }
+            }
+        }
+        Ok(on)
     }
 
     pub(super) async fn drain(&mut self) -> Result<Ran> {

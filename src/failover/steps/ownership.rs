@@ -4,9 +4,13 @@ use super::{Context, Ran, changed_hands};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::event::Outcome;
 use crate::failover::facts::DomainFacts;
+use crate::failover::modes;
+use crate::failover::plan::FailoverPlan;
+use crate::failover::step::Step;
 use crate::failover::task::{Choice, Question};
+use crate::failover::validate::taking_part;
 use crate::failover::world::Claim;
-use crate::ids::Generation;
+use crate::ids::{Generation, Name};
 
 /// Most looks at a claim that was made and does not show.
 const MAX_LOOKS: usize = 3;
@@ -44,7 +48,10 @@ impl Context {
         loop {
             let facts = self.facts().await?;
             self.still_theirs(&facts)?;
-            if facts.owner.released.is_some() || facts.owner.site == facts.site {
+            if facts.owner.released.is_some() {
+                return Ok(self.released(&plan, &facts));
+            }
+            if facts.owner.site == facts.site {
                 return Ran::nothing();
             }
             match facts.request.as_ref().filter(|r| r.site == facts.site) {
@@ -67,6 +74,20 @@ impl Context {
             }
             self.wait(self.poll).await?;
         }
+    }
+
+    /// The final point may cover VMs that joined since the domain was looked at, and not those that left: the steps to come
+    /// are for those that it has.
+    fn released(&mut self, plan: &FailoverPlan, facts: &DomainFacts) -> Ran {
+        let (vms, excluded) = taking_part(plan, facts);
+        if vms == self.task.learned.vms || vms.is_empty() {
+            return Ran::Done(Outcome::Nothing);
+        }
+        let names: Vec<&str> = vms.iter().map(Name::as_str).collect();
+        self.note(format!("VMs joined or left meanwhile; those that take part now: {}", names.join(", ")));
+        let all = modes::steps(&self.task.request, Some(plan), &vms);
+        let steps = all.into_iter().skip_while(|step| *step != Step::AwaitRelease).skip(1).collect();
+        Ran::Done(Outcome::Released { vms, excluded, steps })
     }
 
     /// Fails where neither this site nor the one that owned the domain when the task began has it.
@@ -104,12 +125,7 @@ impl Context {
         Err(Error::new(ErrorKind::Unreachable, why))
     }
 
-    async fn claim_generation(
-        &self,
-        generation: Generation,
-        plan: &crate::failover::FailoverPlan,
-        planned: bool,
-    ) -> Result<()> {
+    async fn claim_generation(&self, generation: Generation, plan: &FailoverPlan, planned: bool) -> Result<()> {
         let point = plan.options.point;
         let claim = Claim { domain: self.domain().clone(), generation, forced: !planned, point };
         let Err(error) = self.world.claim(&claim).await else { return Ok(()) };

@@ -104,6 +104,8 @@ fn all() -> Vec<Event> {
             accept_damage: true,
             resume_remote: None,
             runbook: Some(Default::default()),
+            networks: Default::default(),
+            default_network: String::new(),
         })),
         Request::HandOver(HandOver {
             domain: name("shop"),
@@ -144,6 +146,9 @@ fn all() -> Vec<Event> {
     ]);
     // What came later stands at the end: the lines before it stay as they were.
     events.push(Event::Finished { step: 1, outcome: checked(later_steps()), log: log() });
+    let (vms, excluded) = (vec![name("db")], vec![(name("web"), "it left".to_owned())]);
+    let outcome = Outcome::Released { vms, excluded, steps: vec![Step::Claim, Step::CleanUp] };
+    events.push(Event::Finished { step: 2, outcome, log: log() });
     events
 }
 

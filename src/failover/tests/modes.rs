@@ -52,6 +52,8 @@ fn complete(how: Completion, resume_remote: bool) -> Request {
         accept_damage: false,
         resume_remote: resume_remote.then(remote),
         runbook: None,
+        networks: Default::default(),
+        default_network: String::new(),
     }))
 }
 

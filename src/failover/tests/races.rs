@@ -28,6 +28,8 @@ fn complete(how: Completion) -> Request {
         accept_damage: false,
         resume_remote: None,
         runbook: None,
+        networks: Default::default(),
+        default_network: String::new(),
     }))
 }
 

@@ -81,7 +81,11 @@ impl Folder {
         let mut bytes = Vec::new();
         match File::open(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            opened => opened.io_context(what)?.take(definition::MAX_QEMU_VM_LEN + 1).read_to_end(&mut bytes).io_context(what)?,
+            opened => opened
+                .io_context(what)?
+                .take(definition::MAX_QEMU_VM_LEN + 1)
+                .read_to_end(&mut bytes)
+                .io_context(what)?,
         };
         definition::qemu_vm(&bytes).map(Some).map_err(|e| e.while_doing(path.display()))
     }
