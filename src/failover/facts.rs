@@ -144,6 +144,11 @@ pub struct DomainFacts {
 }
 
 impl DomainFacts {
+    /// This site owns it, and nothing serves its disks: a take-over that was given up after the claim, and can be gone on with.
+    pub fn is_left_lying(&self) -> bool {
+        self.is_owner() && !self.protecting
+    }
+
     /// This site owns it, and has not released it.
     pub fn is_owner(&self) -> bool {
         self.owner.site == self.site && self.owner.released.is_none()

@@ -79,7 +79,7 @@ impl FailoverPlan {
         let vms: Vec<VmSummary> = facts.map(|f| f.vms.iter().map(of_vm).collect()).unwrap_or_default();
         let fetch_bytes = vms.iter().filter(|v| v.excluded.is_none()).map(|v| v.fetch_bytes).sum();
         let takes = act == Act::Complete || matches!(self.kind(), TaskKind::Failover | TaskKind::Failback);
-        let released = facts.is_some_and(|f| f.owner.released.is_some());
+        let free = facts.is_some_and(|f| f.owner.released.is_some() || f.is_left_lying());
         Summary {
             domain: self.general.domain.clone(),
             kind: self.kind(),
@@ -90,7 +90,7 @@ impl FailoverPlan {
             fetch_bytes,
             seconds: seconds(fetch_bytes),
             basis: rate.map_or_else(|| "no rate was measured yet".to_owned(), |r| r.basis.clone()),
-            loss: (takes && !self.failover.planned && !released).then_some(survey.loss),
+            loss: (takes && !self.failover.planned && !free).then_some(survey.loss),
             remote_conditions: self.remote_conditions(facts.map(|f| &f.owner.site)),
         }
     }

@@ -133,7 +133,8 @@ impl Check<'_> {
             self.direction(facts);
         }
         self.recoverable(facts);
-        if self.plan.takes_over(self.act) {
+        // Of what is this site's already nothing is taken, and nothing lost.
+        if self.plan.takes_over(self.act) && !facts.is_left_lying() {
             self.point(facts);
         }
         match (self.act, &facts.follow) {
@@ -190,7 +191,10 @@ impl Check<'_> {
             );
             self.error(Stage::General, "domain", text, "look at the summary again, then decide anew");
         }
-        if facts.owner.site == facts.site {
+        if facts.is_left_lying() && self.plan.takes_over(self.act) {
+            let text = "this site owns it already, and nothing serves its disks";
+            self.warning(Stage::General, "domain", text, "its disks are brought to what it was taken over at, and run");
+        } else if facts.owner.site == facts.site {
             let (text, remedy) = match facts.owner.released {
                 None => ("this site owns it already", "there is nothing to recover"),
                 Some(_) => ("this site has released it, and nobody has taken it", "withdraw the release instead"),

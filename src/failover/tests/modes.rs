@@ -122,6 +122,30 @@ async fn forced_failover() {
     scenario.drill().await;
 }
 
+/// Site b has claimed the domain, and whoever was asked gave up before its disks were served.
+fn b_gave_up(sim: &mut Sim) {
+    a_is_gone(sim);
+    let tip = sim.tip();
+    sim.owner.site = name("b");
+    sim.owner.generation = Generation::new(2);
+    sim.owner.claimed = Time::from_millis(9);
+    sim.owner.base = Some(tip.at);
+}
+
+#[tokio::test]
+async fn a_take_over_that_was_given_up_after_the_claim_is_gone_on_with() {
+    let scenario = Scenario {
+        prepare: b_gave_up,
+        request: || plan(|_| {}),
+        expect: |sim| {
+            all_run_at(sim, "b");
+            assert!(sim.owner.generation >= Generation::new(2));
+        },
+        ..Scenario::default()
+    };
+    scenario.drill().await;
+}
+
 #[tokio::test]
 async fn planned_failover() {
     let scenario = Scenario {

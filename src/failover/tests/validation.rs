@@ -95,7 +95,13 @@ const CASES: &[Case] = &[
         },
         "runbook.groups[0].web.wait_for: the agent in VM web is waited for, and cannot be asked: it has no channel",
     ),
-    (|_, s| s.facts.as_mut().unwrap().owner.site = name("b"), "this site owns it already"),
+    (
+        |_, s| {
+            let facts = s.facts.as_mut().unwrap();
+            (facts.owner.site, facts.protecting) = (name("b"), true);
+        },
+        "this site owns it already",
+    ),
     (
         |p: &mut FailoverPlan, _| p.options.from = Some(name("z")),
         "it belongs to site a since 1970-01-01T00:00:00.001Z, and no longer to z",
