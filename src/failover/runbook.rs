@@ -104,7 +104,8 @@ impl WaitFor {
     }
 }
 
-/// Address of a network card in the guest. The hypervisor's driver is told; whether it can act on it is its matter.
+/// Address of a network card in the guest, which [`Hypervisor::addressing`](crate::hypervisor::Hypervisor::addressing) says
+/// how it gets to know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IpSettings {

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::finding::{Finding, Stage};
 use super::order::order;
 use super::runbook::{Group, IpSettings, OnFailure, Probe, Runbook, Script, VmStart, WaitFor};
+use crate::hypervisor::prefixed;
 use crate::ids::Name;
 
 /// Most groups, VMs, scripts of one place, and so on.
@@ -20,6 +21,8 @@ pub(super) const MAX_CPUS: u32 = 4096;
 pub(super) const MEMORY_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=64 << 40;
 /// How often what failed is tried again by itself.
 const RETRIES: std::ops::RangeInclusive<u32> = 1..=100;
+/// Most name servers of a card.
+const MAX_DNS: usize = 64;
 /// Most network cards of a VM that a runbook can speak of.
 const MAX_NIC: u32 = 1024;
 
@@ -40,6 +43,10 @@ struct Check<'a> {
 impl Check<'_> {
     fn error(&mut self, field: &str, text: impl Into<String>, remedy: &str) {
         self.found.push(Finding::error(Stage::Runbook, field, text, remedy));
+    }
+
+    fn warning(&mut self, field: &str, text: impl Into<String>, remedy: &str) {
+        self.found.push(Finding::warning(Stage::Runbook, field, text, remedy));
     }
 
     fn whole(&mut self, runbook: &Runbook) {
@@ -115,6 +122,28 @@ impl Check<'_> {
         let hosts = ip.dns.iter().chain((!ip.gateway.is_empty()).then_some(&ip.gateway));
         for host in hosts.filter(|h| h.parse::<IpAddr>().is_err()) {
             self.error(&format!("{field}.ip"), format!("{host:?} is no address"), "write it as 10.0.0.1 or fd00::1");
+        }
+        if ip.dns.len() > MAX_DNS {
+            let text = format!("{} name servers, at most {MAX_DNS} can be", ip.dns.len());
+            self.error(&format!("{field}.ip.dns"), text, "leave some out");
+        }
+        if let (Some((address, length)), Ok(gateway)) = (prefixed(&ip.address), ip.gateway.parse::<IpAddr>()) {
+            let field = format!("{field}.ip.gateway");
+            match reaches(address, length, gateway) {
+                None => {
+                    let text = format!("gateway {gateway} is of another kind than address {address}");
+                    self.error(&field, text, "both must be IPv4, or both IPv6");
+                }
+                Some(false) => {
+                    let text = format!("gateway {gateway} is not in the network of {address}/{length}");
+                    self.warning(
+                        &field,
+                        text,
+                        "correct the prefix length, unless the guest is to reach it all the same",
+                    );
+                }
+                Some(true) => {}
+            }
         }
     }
 
@@ -256,13 +285,17 @@ pub(super) fn absurd_resources(stage: Stage, field: &str, cpus: Option<u32>, mem
     found
 }
 
-/// Address and prefix length of `text`.
-fn prefixed(text: &str) -> Option<(IpAddr, u8)> {
-    let (address, length) = text.split_once('/')?;
-    let address: IpAddr = address.parse().ok()?;
-    let length: u8 = length.parse().ok()?;
-    let most = if address.is_ipv4() { 32 } else { 128 };
-    (length <= most).then_some((address, length))
+/// Whether `gateway` is in the network of an address, or next to it by its kind; `None` where one is IPv4 and one is not.
+fn reaches(address: IpAddr, length: u8, gateway: IpAddr) -> Option<bool> {
+    let same = |a: u128, b: u128, bits: u32| {
+        let shift = bits - u32::from(length);
+        a.checked_shr(shift).unwrap_or(0) == b.checked_shr(shift).unwrap_or(0)
+    };
+    match (address, gateway) {
+        (IpAddr::V4(a), IpAddr::V4(g)) => Some(same(u32::from(a).into(), u32::from(g).into(), 32)),
+        (IpAddr::V6(a), IpAddr::V6(g)) => Some(g.is_unicast_link_local() || same(a.into(), g.into(), 128)),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -288,7 +321,8 @@ mod tests {
             r#"{"scripts_before":[{"command":["/bin/true"],"environment":{"A":"b"}}],
                 "groups":[{"name":"front","after":["data"],"vms":[{"vm":"web","after":["db"]},{"vm":"app"}]},
                           {"name":"data","confirm":"is the array there?","vms":[{"vm":"db","cpus":4,"memory_bytes":1073741824,
-                            "nics":[{"nic":0,"network":"dr","ip":{"address":"10.0.0.5/24","gateway":"10.0.0.1","dns":["fd00::1"]}}],
+                            "nics":[{"nic":0,"network":"dr","ip":{"address":"10.0.0.5/24","gateway":"10.0.0.1","dns":["fd00::1"]}},
+                                    {"nic":1,"ip":{"address":"fd00::5/64","gateway":"fe80::1"}}],
                             "wait_for":[{"probe":{"tcp-port":{"host":"db","port":5432}},"limit_seconds":5,"on_timeout":"skip"},
                                         {"probe":{"guest-agent":{}}},{"probe":{"guest-agent":{"address":"fd00::5"}}}],
                             "scripts_after":[{"command":["/x"],"on_failure":"retry","retries":100},
@@ -305,7 +339,9 @@ mod tests {
             r#"{"scripts_after":[{"command":[],"limit_seconds":0,"environment":{"FRESHET_VM":"x"},"on_failure":"retry","retries":101}],
                 "groups":[{"name":"a","after":["b","nobody"],"delay_seconds":999999,"vms":[
                             {"vm":"web","after":["db"],"cpus":0,"memory_bytes":1},
-                            {"vm":"ghost","nics":[{"nic":0,"ip":{"address":"10.0.0.5","gateway":"x"}},{"nic":0}]}]},
+                            {"vm":"ghost","nics":[{"nic":0,"ip":{"address":"10.0.0.5","gateway":"x"}},{"nic":0},
+                              {"nic":1,"ip":{"address":"10.0.0.5/24","gateway":"fd00::1"}},
+                              {"nic":2,"ip":{"address":"10.0.0.5/24","gateway":"10.0.1.1"}}]}]},
                           {"name":"b","after":["a"],"vms":[{"vm":"web"},{"vm":"db","after":["app"]},{"vm":"app","after":["db"],
                             "wait_for":[{"probe":{"tcp-port":{"host":"","port":0}}},{"probe":{"script":{"command":[""]}},"retries":1},
                                         {"probe":{"guest-agent":{"address":"10.0.0.5/24"}}}]}]},
@@ -326,6 +362,8 @@ mod tests {
             "groups[0].web.memory_bytes",
             "no VM ghost",
             "is no address with a prefix length",
+            "nics[1].ip.gateway: gateway fd00::1 is of another kind",
+            "nics[2].ip.gateway: gateway 10.0.1.1 is not in the network of 10.0.0.5/24",
             "card 0 is too high or named twice",
             "VM web stands in it twice",
             "VMs wait for each other: db, app",

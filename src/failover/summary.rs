@@ -58,6 +58,8 @@ pub struct Summary {
     pub loss: Option<Loss>,
     /// What must be so at the other site for it to follow afterwards; empty where it was not asked for.
     pub remote_conditions: Vec<String>,
+    /// Which cards get which addresses, and how; empty where none does.
+    pub addressing: Vec<String>,
 }
 
 impl FailoverPlan {
@@ -92,7 +94,29 @@ impl FailoverPlan {
             basis: rate.map_or_else(|| "no rate was measured yet".to_owned(), |r| r.basis.clone()),
             loss: (takes && !self.failover.planned && !free).then_some(survey.loss),
             remote_conditions: self.remote_conditions(facts.map(|f| &f.owner.site)),
+            addressing: self.told_addresses(survey),
         }
+    }
+
+    fn told_addresses(&self, survey: &Survey) -> Vec<String> {
+        let (Some(runbook), Some(facts)) = (&self.options.runbook, &survey.facts) else { return Vec::new() };
+        let (part, _) = taking_part(self, facts);
+        let vms = runbook.groups.iter().flat_map(|group| &group.vms).filter(|vm| part.contains(&vm.vm));
+        let mut told: Vec<String> = vms
+            .flat_map(|vm| vm.nics.iter().filter_map(move |nic| Some((&vm.vm, nic.nic, nic.ip.as_ref()?))))
+            .map(|(vm, nic, ip)| {
+                let gateway = if ip.gateway.is_empty() { String::new() } else { format!(", gateway {}", ip.gateway) };
+                let dns =
+                    if ip.dns.is_empty() { String::new() } else { format!(", name servers {}", ip.dns.join(", ")) };
+                format!("card {nic} of VM {vm} gets {}{gateway}{dns}", ip.address)
+            })
+            .collect();
+        if !told.is_empty()
+            && let Some(Ok(how)) = &survey.addressing
+        {
+            told.push(how.clone());
+        }
+        told
     }
 
     fn remote_conditions(&self, owner: Option<&Name>) -> Vec<String> {

@@ -64,6 +64,8 @@ pub struct Survey {
     pub foreign_vms: Vec<crate::ids::Name>,
     /// VMs whose guests' agents cannot be asked here, each with the reason.
     pub agent_problems: Vec<(crate::ids::Name, String)>,
+    /// How addresses of cards get into guests, or why they do not.
+    pub addressing: Option<std::result::Result<String, String>>,
     /// The datastore.
     pub datastore: Space,
     /// The directory of the replication log.

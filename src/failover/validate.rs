@@ -49,6 +49,7 @@ impl FailoverPlan {
             if survey.facts.is_some() {
                 check.found.extend(runbook.findings(&vms));
                 check.agents(runbook);
+                check.addresses(runbook);
             }
         }
         check.found
@@ -381,6 +382,26 @@ impl Check<'_> {
                     let text = format!("the agent in VM {} is waited for, and cannot be asked: {why}", vm.vm);
                     let remedy = "wait for something else, such as a port";
                     self.error(Stage::Runbook, &format!("groups[{i}].{}.wait_for", vm.vm), text, remedy);
+                }
+            }
+        }
+    }
+
+    /// Cards that there are not, and addresses that cannot be handed over.
+    fn addresses(&mut self, runbook: &Runbook) {
+        // Of a VM of which nothing is shipped yet the owner tells no cards; it hands that one over with the others.
+        let facts = self.survey.facts.as_ref().filter(|_| self.act != Act::FollowAfterHandOver);
+        for (i, group) in runbook.groups.iter().enumerate() {
+            for (start, nic) in group.vms.iter().flat_map(|vm| vm.nics.iter().map(move |nic| (vm, nic))) {
+                let field = format!("groups[{i}].{}.nics[{}]", start.vm, nic.nic);
+                let there = facts.and_then(|f| f.vms.iter().find(|vm| vm.name == start.vm)).map(|vm| vm.networks.len());
+                if let Some(there) = there.filter(|there| nic.nic as usize >= *there) {
+                    let text = format!("VM {} has {there} network cards, counted from 0", start.vm);
+                    self.error(Stage::Runbook, &field, text, "correct the number of the card, or remove this");
+                }
+                if let (Some(ip), Some(Err(why))) = (&nic.ip, &self.survey.addressing) {
+                    let text = format!("address {} cannot be handed to the guest: {why}", ip.address);
+                    self.error(Stage::Runbook, &format!("{field}.ip"), text, "set it up in the guest, or leave it out");
                 }
             }
         }

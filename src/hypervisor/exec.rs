@@ -242,6 +242,10 @@ impl Hypervisor for ExecDriver {
         }
     }
 
+    fn addressing(&self) -> std::result::Result<&'static str, String> {
+        Ok("they are told to the hypervisor's command, and what it does with them is its matter")
+    }
+
     async fn define(&self, spec: &VmSpec) -> Result<()> {
         let verb = "define";
         let input = json!({"version": EXEC_VERSION, "verb": verb, "vm": spec.name, "spec": spec});

@@ -9,11 +9,13 @@
 mod exec;
 #[cfg(test)]
 mod exec_tests;
+mod files;
 mod follow;
 mod guest_disks;
 mod libvirt;
 mod none;
 mod qemu;
+mod seed;
 mod spec;
 mod subprocess;
 
@@ -25,6 +27,8 @@ pub use qemu::{
     AccelChoice, Console, Forward, MAX_QEMU_VM_LEN, Machine, NetworkKind, OnReboot, QEMU_DEFINITION, QEMU_VM_FORMAT,
     QemuDefinition, QemuDriver, QemuNetwork, QemuSettings, qemu_vm,
 };
+pub(crate) use seed::prefixed;
+pub use seed::{SEED_SERIAL, Seed};
 pub use spec::{DiskSpec, GuestChange, GuestEvent, NicSpec, OffEvidence, PowerState, VmEntry, VmSpec};
 pub use subprocess::{COMMAND_PATH, CommandEnd, RunCommand};
 
@@ -35,6 +39,10 @@ use async_trait::async_trait;
 
 use crate::error::Result;
 use crate::ids::Name;
+
+/// How a [`Seed`] hands addresses over, for operators.
+pub(crate) const BY_SEED: &str = "they are handed over on a disk for cloud-init, which a guest without cloud-init does not \
+                                  heed; other cards of these VMs ask by DHCP";
 
 /// Most addresses of a guest that are looked at: what its agent says is the guest's word.
 pub const MAX_ADDRESSES: usize = 4096;
@@ -67,6 +75,12 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// `Unreachable` where it does not answer.
     async fn networks(&self) -> Result<Option<Vec<String>>>;
+
+    /// How the addresses that cards are given get into a guest, in a sentence for the operator.
+    ///
+    /// # Errors
+    /// Why they do not, in words, where this site cannot hand them over.
+    fn addressing(&self) -> std::result::Result<&'static str, String>;
 
     /// Makes the VM known, or changes what is known of one that is off. It is not started.
     ///

@@ -32,6 +32,10 @@ impl Hypervisor for NoHypervisor {
         none()
     }
 
+    fn addressing(&self) -> std::result::Result<&'static str, String> {
+        none().map_err(|e| e.to_string())
+    }
+
     async fn define(&self, _: &VmSpec) -> Result<()> {
         none()
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use freshet::error::ErrorKind;
-use freshet::hypervisor::{Hypervisor, LibvirtDriver, LibvirtSettings, PowerState};
+use freshet::hypervisor::{DiskSpec, Hypervisor, LibvirtDriver, LibvirtSettings, NicSpec, PowerState, Seed, VmSpec};
 use freshet::ids::Name;
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ use super::appliance::{Appliance, PATIENCE, Place};
 use crate::support::guest::Kernel;
 use crate::support::libvirt::{Libvirt, missing};
 use crate::support::real_images::{run, tool};
-use crate::support::skipped;
+use crate::support::{agent, skipped};
 
 /// What the guest does: tells what it finds, writes on, and ends with its power button.
 const SCRIPT: &str = r#"
@@ -41,9 +41,9 @@ fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 
-fn settings(uri: &str) -> LibvirtSettings {
+fn settings(uri: &str, place: &Place) -> LibvirtSettings {
     let (limit, poll) = (Duration::from_secs(60), Duration::from_millis(50));
-    LibvirtSettings { uri: uri.to_owned(), limit, poll, exports: PathBuf::from("/") }
+    LibvirtSettings { uri: uri.to_owned(), limit, poll, exports: PathBuf::from("/"), seeds: place.path("seeds") }
 }
 
 /// A guest's definition, with its disk as `disk` says and its console in a file.
@@ -55,6 +55,7 @@ fn definition(place: &Place, kernel: &Kernel, name: &str, disk: &str) -> String 
          <cmdline>console=ttyS0 loglevel=5 panic=-1</cmdline></os><features><acpi/></features>\
          <on_reboot>destroy</on_reboot><devices>{disk}\
          <disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>\
+         <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>\
          <serial type='file'><source path='{}' append='on'/></serial></devices></domain>",
         kernel.image().display(),
         initramfs.display(),
@@ -307,13 +308,18 @@ fn a_running_guest_is_protected_fails_over_and_back_and_is_let_go_with_every_lin
 fn a_guest_is_moved_on_and_back_and_what_fails_or_is_killed_half_way_leaves_it_where_it_was() {
     with_a_guest("live protection under libvirt", |kernel| {
         let place = Place::new();
-        kernel.pack_with_button(SCRIPT, &place.path("initramfs"));
+        let programs = match agent::programs() {
+            Ok(programs) => programs,
+            Err(why) => return skipped("live protection under libvirt of a guest with an agent", &why),
+        };
+        kernel.pack_with_agent(&programs, SCRIPT, &place.path("initramfs"));
         let image = make_image(&place);
         let console = Console(place.path("console"));
         let mut site = Site::start(&place, "first");
         site.libvirt.define(&definition(&place, kernel, "web", &file_disk(&image, "qcow2")));
         site.libvirt.virsh(&["start", "web"]);
         console.boots(1);
+        agent_answers(&site, &place, &console);
         site.ask(&["store", "add", "s", "--url", &place.store_url()]);
         site.ask(&["domain", "create", "d", "--store", "s"]);
         let on_export = |site: &Site<'_>| site.libvirt.virsh(&["domblklist", "web"]).contains("web/vda");
@@ -371,7 +377,7 @@ async fn the_driver_says_what_is_wrong_and_undefines_no_disk() {
     }
     let place = Place::new();
     let mut libvirt = Libvirt::start(&place.path("one"));
-    let driver = LibvirtDriver::new(settings(&libvirt.uri())).unwrap();
+    let driver = LibvirtDriver::new(settings(&libvirt.uri(), &place)).unwrap();
     let web = name("web");
     assert_eq!(driver.state(&web).await.unwrap(), PowerState::Absent);
     let image = place.image("web.img");
@@ -393,6 +399,8 @@ async fn the_driver_says_what_is_wrong_and_undefines_no_disk() {
     let evidence = driver.off_evidence(&web).await.unwrap();
     assert!(!evidence.off && evidence.because.contains("running"), "{evidence:?}");
     assert!(!driver.freeze(&web, Duration::from_secs(5)).await.unwrap(), "it has no agent");
+    let refused = driver.agent(&web, true, Duration::from_secs(5)).await.unwrap_err();
+    assert!(refused.kind() == ErrorKind::Unsupported && refused.to_string().contains("no channel"), "{refused}");
     driver.thaw(&web, Duration::from_secs(5)).await.unwrap();
     // No guest hears the button: it is asked, and is on after the time that it had.
     assert!(!driver.shutdown(&web, Duration::from_millis(300)).await.unwrap());
@@ -408,7 +416,7 @@ async fn the_driver_says_what_is_wrong_and_undefines_no_disk() {
     let evidence = driver.off_evidence(&web).await.unwrap();
     assert!(evidence.off && evidence.because.contains("no process of this host"), "{evidence:?}");
 
-    let wrong = LibvirtDriver::new(settings("foo:///bar")).unwrap().state(&web).await.unwrap_err();
+    let wrong = LibvirtDriver::new(settings("foo:///bar", &place)).unwrap().state(&web).await.unwrap_err();
     assert!(matches!(wrong.kind(), ErrorKind::Invalid | ErrorKind::Unreachable), "{wrong}");
     let guests = driver.guest_disks().unwrap();
     assert!(guests.look(&name("nobody")).await.unwrap().is_none());
@@ -432,4 +440,59 @@ async fn the_driver_says_what_is_wrong_and_undefines_no_disk() {
     driver.undefine(&web).await.unwrap();
     assert_eq!(driver.state(&web).await.unwrap(), PowerState::Absent);
     assert!(std::fs::read(&image).unwrap() == before, "undefining touches no disk");
+    addresses_are_handed_over(&driver, &libvirt, &place).await;
+}
+
+/// A VM whose card gets an address has a disk for that, with which it starts, which nobody takes for one of its own, and
+/// which goes with the address or the VM.
+async fn addresses_are_handed_over(driver: &LibvirtDriver, libvirt: &Libvirt, place: &Place) {
+    let vm = name("addressed");
+    let uri = format!("nbd+unix:///addressed/vda?socket={}", place.path("none.sock").display());
+    let mut spec = VmSpec {
+        name: vm.clone(),
+        domain: name("d"),
+        cpus: 1,
+        memory_bytes: 64 << 20,
+        firmware: String::new(),
+        disks: vec![DiskSpec { name: name("vda"), uri, size: 4 << 20 }],
+        nics: vec![NicSpec { address: "10.9.0.5/24".into(), gateway: "10.9.0.1".into(), ..NicSpec::default() }],
+        placement: Default::default(),
+        storage_policy: String::new(),
+        definition_kind: String::new(),
+        definition: String::new(),
+    };
+    assert!(driver.addressing().unwrap().contains("cloud-init"));
+    driver.define(&spec).await.unwrap();
+    driver.define(&spec).await.unwrap();
+    let file = place.path("seeds/addressed.img");
+    let xml = libvirt.virsh(&["dumpxml", "--inactive", "addressed"]);
+    assert!(xml.contains(&format!("<source file='{}'/>", file.display())) && xml.contains("<readonly/>"), "{xml}");
+    let mac = xml.split("<mac address='").nth(1).and_then(|rest| rest.split('\'').next()).unwrap().to_owned();
+    let seed = Seed::of(&spec, &[mac]).unwrap().unwrap();
+    assert!(std::fs::read(&file).unwrap() == seed.image().unwrap(), "it speaks of the card that is there");
+    let found = driver.guest_disks().unwrap().look(&vm).await.unwrap().unwrap();
+    assert!(found.disks.len() == 1 && !found.definition.contains("addressed.img"), "{found:?}");
+    // QEMU takes it. Nobody serves the other disk here.
+    libvirt.virsh(&["detach-disk", "addressed", "vda", "--config"]);
+    libvirt.virsh(&["start", "addressed"]);
+    assert_eq!(driver.agent(&vm, true, Duration::from_secs(5)).await.unwrap(), None, "nothing answers in it");
+    driver.power_off(&vm).await.unwrap();
+    spec.nics[0].address.clear();
+    driver.define(&spec).await.unwrap();
+    assert!(!file.exists() && !libvirt.virsh(&["dumpxml", "addressed"]).contains("addressed.img"));
+    spec.nics[0].address = "10.9.0.6/24".into();
+    driver.define(&spec).await.unwrap();
+    assert!(file.exists());
+    driver.undefine(&vm).await.unwrap();
+    assert!(!file.exists());
+}
+
+/// The real agent in the guest answers the driver, and tells the guest's addresses.
+fn agent_answers(site: &Site<'_>, place: &Place, console: &Console) {
+    let driver = LibvirtDriver::new(settings(&site.libvirt.uri(), place)).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let ask = |addresses| runtime.block_on(driver.agent(&name("web"), addresses, Duration::from_secs(20)));
+    console.wait("its agent", || ask(false).is_ok_and(|told| told.is_some()));
+    console
+        .wait("its loopback address", || ask(true).unwrap().is_some_and(|told| told.contains(&[127, 0, 0, 1].into())));
 }

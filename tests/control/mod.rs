@@ -17,5 +17,6 @@ mod outsider;
 mod qemu;
 mod quiesce;
 mod rivals;
+mod seed;
 
 pub(crate) use crate::support::appliance;

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 use freshet::demo::guest::{GUEST_MODULES, GuestKernel};
 
+use super::agent;
 use super::real_images::{find, tool};
 
 /// How many of the modules a virtio disk takes.
@@ -47,14 +48,24 @@ impl Kernel {
         self.pack_with(&["drivers/acpi/button", "drivers/input/evdev"], script, into);
     }
 
+    /// The same with a guest's agent, which runs.
+    pub(crate) fn pack_with_agent(&self, programs: &[(String, PathBuf)], script: &str, into: &Path) {
+        let modules = [&["drivers/acpi/button", "drivers/input/evdev"], &agent::MODULES[..]].concat();
+        self.pack_all(&modules, &agent::borrowed(programs), &format!("{}{script}", agent::RUN), into);
+    }
+
     fn pack_with(&self, more: &[&str], script: &str, into: &Path) {
+        self.pack_all(more, &[], script, into);
+    }
+
+    fn pack_all(&self, more: &[&str], programs: &[(&str, &Path)], script: &str, into: &Path) {
         let init = format!(
             "#!/bin/busybox sh\n/bin/busybox --install -s /bin\nexport PATH=/bin\n\
              mount -t proc proc /proc\nmount -t devtmpfs dev /dev\n\
              for module in /modules/*; do insmod $module || echo failed: $module; done\n{script}"
         );
         let modules: Vec<&str> = GUEST_MODULES[..DISK_MODULES].iter().chain(more).copied().collect();
-        std::fs::write(into, self.0.initramfs(&modules, init.as_bytes()).unwrap()).unwrap();
+        std::fs::write(into, self.0.initramfs_with(&modules, programs, init.as_bytes()).unwrap()).unwrap();
     }
 
     /// QEMU with this kernel, its serial console at standard output, and an export of a server at `socket` as its disk,

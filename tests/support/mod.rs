@@ -8,6 +8,7 @@
 
 use std::io::Write as _;
 
+pub(crate) mod agent;
 pub(crate) mod appliance;
 pub(crate) mod contract;
 pub(crate) mod guest;

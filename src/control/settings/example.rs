@@ -4,7 +4,7 @@ use super::table::{Kind, SETTINGS, Setting};
 use crate::quantity::{show_size, show_time_span};
 
 /// Values shown for what has no default.
-const SHOWN: [(&str, &str); 12] = [
+const SHOWN: [(&str, &str); 13] = [
     ("listen.tcp", "\"192.0.2.1:7443\""),
     ("listen.metrics", "\"127.0.0.1:9464\""),
     ("tls.certificate", "\"/etc/freshet/server.pem\""),
@@ -15,6 +15,7 @@ const SHOWN: [(&str, &str); 12] = [
     ("protect.new_images", "\"/var/lib/freshet/images\""),
     ("protect.sync_rate", "\"100MiB\""),
     ("hypervisor.kind", "\"exec\""),
+    ("hypervisor.seed_dir", "\"/var/lib/freshet-seeds\""),
     ("qemu.dir", "\"/var/lib/freshet/qemu\""),
     ("hypervisor.command", "\"/usr/local/lib/freshet/hypervisor\""),
 ];

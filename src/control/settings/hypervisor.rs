@@ -34,10 +34,18 @@ impl HypervisorSettings {
                 limit: values.time("hypervisor.limit"),
                 poll: values.time("hypervisor.poll"),
                 exports: values.path("protect.socket_dir").unwrap_or_default(),
+                seeds: values.path("hypervisor.seed_dir").unwrap_or_else(|| beside(state, "seeds")),
             }),
             _ => HypervisorSettings::None,
         }
     }
+}
+
+/// The directory beside that of the state, whose name is that one's and `what`: others are not let into the state.
+fn beside(state: &Path, what: &str) -> std::path::PathBuf {
+    let mut name = state.file_name().unwrap_or_default().to_owned();
+    name.push(format!("-{what}"));
+    state.with_file_name(name)
 }
 
 fn qemu(values: &Values, state: &Path) -> QemuSettings {

@@ -248,6 +248,13 @@ pub const SETTINGS: &[Setting] = &[
          `none`: no failover can be started here then",
     ),
     setting("hypervisor.uri", Kind::Name, "qemu:///system", "URI of libvirt, for `libvirt`"),
+    setting(
+        "hypervisor.seed_dir",
+        Kind::Path,
+        "",
+        "Directory of the disks on which `libvirt` hands addresses to guests, see `docs/failover.md`; QEMU's user must be let \
+         into it, so that it is beside the state directory where absent: `/var/lib/freshet-seeds` for `/var/lib/freshet`",
+    ),
     setting("hypervisor.command", Kind::Path, "", "Program that drives the hypervisor, for `exec`"),
     setting(
         "hypervisor.limit",

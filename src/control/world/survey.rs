@@ -37,6 +37,7 @@ impl SiteWorld {
             log_store: self.space(&plan.dr.log_store, &crate::log::log_path(&plan.dr.log_store, domain)).await,
             ..Survey::default()
         };
+        survey.addressing = Some(self.hypervisor.addressing().map(str::to_owned));
         match self.hypervisor.networks().await {
             Ok(networks) => survey.networks = networks,
             Err(error) => survey.hypervisor_problem = Some(error.to_string()),

@@ -63,6 +63,14 @@ impl GuestKernel {
     /// # Errors
     /// What reading them says.
     pub fn initramfs(&self, modules: &[&str], init: &[u8]) -> Result<Vec<u8>> {
+        self.initramfs_with(modules, &[], init)
+    }
+
+    /// The same with `programs`, each where it is to be in the guest, by its whole path, and where it is here.
+    ///
+    /// # Errors
+    /// What reading them says.
+    pub fn initramfs_with(&self, modules: &[&str], programs: &[(&str, &Path)], init: &[u8]) -> Result<Vec<u8>> {
         let read = |path: &Path| std::fs::read(path).io_context(|| format!("read {}", path.display()));
         let mut archive = Archive::default();
         for dir in ["bin", "dev", "proc", "sys", "run", "mnt", "data", "modules"] {
@@ -71,6 +79,16 @@ impl GuestKernel {
         archive.file("bin/busybox", true, &read(&self.busybox)?);
         for (at, module) in modules.iter().enumerate() {
             archive.file(&format!("modules/{at:02}.ko"), false, &read(&self.modules.join(format!("{module}.ko")))?);
+        }
+        let mut made = std::collections::BTreeSet::new();
+        for (path, here) in programs {
+            let path = path.trim_start_matches('/');
+            for (at, _) in path.match_indices('/') {
+                if made.insert(&path[..at]) {
+                    archive.dir(&path[..at]);
+                }
+            }
+            archive.file(path, true, &read(here)?);
         }
         archive.file("init", true, init);
         Ok(archive.end())

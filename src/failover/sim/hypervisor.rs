@@ -28,6 +28,10 @@ impl Hypervisor for Process {
         self.call("networks", |_, _| Ok(Some(vec!["vm-net".into(), "mgmt".into()]))).await
     }
 
+    fn addressing(&self) -> std::result::Result<&'static str, String> {
+        Ok("they are not used")
+    }
+
     async fn define(&self, spec: &VmSpec) -> Result<()> {
         let spec = spec.clone();
         self.call("define", move |sim, site| {

@@ -89,6 +89,22 @@ const CASES: &[Case] = &[
     (|_, s| s.facts = None, "import it first"),
     (
         |p, s| {
+            let book =
+                r#"{"groups":[{"name":"g","vms":[{"vm":"db","nics":[{"nic":0,"ip":{"address":"10.9.0.5/24"}}]}]}]}"#;
+            p.options.runbook = Some(serde_json::from_str(book).unwrap());
+            s.addressing = Some(Err("it is on another host".into()));
+        },
+        "runbook.groups[0].db.nics[0].ip: address 10.9.0.5/24 cannot be handed to the guest: it is on another host",
+    ),
+    (
+        |p, _| {
+            let book = r#"{"groups":[{"name":"g","vms":[{"vm":"db","nics":[{"nic":7,"network":"vm-net"}]}]}]}"#;
+            p.options.runbook = Some(serde_json::from_str(book).unwrap());
+        },
+        "runbook.groups[0].db.nics[7]: VM db has 1 network cards, counted from 0",
+    ),
+    (
+        |p, s| {
             let book = r#"{"groups":[{"name":"g","vms":[{"vm":"db"},{"vm":"web","wait_for":[{"probe":{"guest-agent":{}}}]}]}]}"#;
             p.options.runbook = Some(serde_json::from_str(book).unwrap());
             s.agent_problems = vec![(name("db"), "of no matter".into()), (name("web"), "it has no channel".into())];
@@ -295,4 +311,18 @@ fn a_domain_has_the_status_that_its_vms_give_it() {
     assert_eq!(of(&[Resync, InitialSync]), "Resync");
     assert_eq!(of(&[InitialSync, Error]), "Error");
     assert_eq!(of(&[]), "Unprotected");
+}
+
+#[test]
+fn a_summary_tells_which_guests_get_which_addresses_and_how() {
+    let mut plan = samples::plan("shop");
+    assert!(plan.summary(&survey(), Act::Start).addressing.is_empty());
+    let book = r#"{"groups":[{"name":"g","vms":[{"vm":"web"},{"vm":"db","nics":[
+        {"nic":0,"ip":{"address":"10.9.0.5/24","gateway":"10.9.0.1","dns":["10.9.0.1","fd00::53"]}}]}]}]}"#;
+    plan.options.runbook = Some(serde_json::from_str(book).unwrap());
+    let survey = Survey { addressing: Some(Ok("a guest without cloud-init does not heed them".into())), ..survey() };
+    assert_eq!(found(&plan, &survey, Act::Start), Vec::<String>::new());
+    let told = plan.summary(&survey, Act::Start).addressing;
+    let card = "card 0 of VM db gets 10.9.0.5/24, gateway 10.9.0.1, name servers 10.9.0.1, fd00::53";
+    assert_eq!(told, [card, "a guest without cloud-init does not heed them"]);
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use super::xml::Element;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Nic, VmShape};
+use crate::hypervisor::SEED_SERIAL;
 use crate::ids::Name;
 
 /// The word for this format in manifests.
@@ -118,7 +119,12 @@ impl Definition {
 
     /// The same of the element `devices`.
     pub(super) fn disks_in(devices: &Element) -> Vec<DiskPart> {
-        devices.all("disk").map(DiskPart::of).collect()
+        devices.all("disk").filter(|disk| !is_seed(disk)).map(DiskPart::of).collect()
+    }
+
+    /// Takes out what hands addresses to its guest: it belongs to the site, and not to the VM. Whether there was one.
+    pub(super) fn drop_seed(&mut self) -> bool {
+        self.root.child_mut("devices").is_some_and(drop_seed)
     }
 
     /// It has a channel of this name to something in the guest.
@@ -170,7 +176,7 @@ impl Definition {
     /// `Refused` with all the reasons.
     pub(super) fn refuse_unfit(&self) -> Result<()> {
         let mut reasons = Vec::new();
-        let disks: Vec<&Element> = self.devices().filter(|d| d.name == "disk").collect();
+        let disks: Vec<&Element> = self.devices().filter(|d| d.name == "disk" && !is_seed(d)).collect();
         let parts: Vec<DiskPart> = disks.iter().map(|disk| DiskPart::of(disk)).collect();
         if !parts.iter().any(DiskPart::is_disk) {
             reasons.push("it has no disk".to_owned());
@@ -234,6 +240,16 @@ impl Definition {
         }
         out
     }
+}
+
+/// It is no disk of the VM, but one of Freshet's that hands addresses to the guest.
+pub(super) fn is_seed(disk: &Element) -> bool {
+    disk.name == "disk" && disk.text_of("serial") == SEED_SERIAL && disk.child("readonly").is_some()
+}
+
+/// Takes such a disk out of `devices`. Whether there was one.
+pub(super) fn drop_seed(devices: &mut Element) -> bool {
+    devices.remove(is_seed) > 0
 }
 
 /// Name of the element in `metadata`, with its prefix as it is written.

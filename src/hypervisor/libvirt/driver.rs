@@ -1,6 +1,7 @@
 //! What Freshet asks of a hypervisor, answered by libvirt.
 
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -11,8 +12,11 @@ use super::fit::{Site, blank, fit};
 use super::platform::{Capabilities, MachineAbilities, choose};
 use super::virsh::{Listed, mark};
 use super::xml::Element;
-use crate::error::{Error, ErrorKind, Result};
-use crate::hypervisor::{GuestChange, GuestDisks, Hypervisor, MAX_ADDRESSES, OffEvidence, PowerState, VmEntry, VmSpec};
+use crate::error::{Error, ErrorKind, IoResultExt, Result};
+use crate::hypervisor::{
+    BY_SEED, GuestChange, GuestDisks, Hypervisor, MAX_ADDRESSES, OffEvidence, PowerState, Seed, VmEntry, VmSpec, files,
+    seed,
+};
 use crate::ids::Name;
 
 /// Definitions that one call reads.
@@ -135,6 +139,27 @@ impl LibvirtDriver {
         }
     }
 
+    /// Why no file can be put beside its guests.
+    fn away(&self) -> String {
+        format!("{} is on another host, where the disk that hands them to cloud-init cannot be put", self.describe())
+    }
+
+    /// Where the disk is that hands addresses to the guest.
+    fn seed_path(&self, vm: &Name) -> Result<PathBuf> {
+        match self.is_local() {
+            true => Ok(self.virsh.settings.seeds.join(format!("{}.img", vm.key()))),
+            false => Err(Error::new(ErrorKind::Unsupported, format!("addresses of its cards: {}", self.away()))),
+        }
+    }
+
+    /// Removes that disk, where there is one.
+    fn drop_seed(&self, vm: &Name) -> Result<()> {
+        match self.is_local() {
+            true => files::remove(&self.seed_path(vm)?),
+            false => Ok(()),
+        }
+    }
+
     /// Asks a guest to shut down: its agent first, then its power button.
     async fn ask_down(&self, vm: &Listed) -> Result<()> {
         let order = ["shutdown", &vm.uuid, "--mode", "agent"];
@@ -149,6 +174,18 @@ impl LibvirtDriver {
             other => other.map(drop),
         }
     }
+}
+
+/// Writes the disk at `path` that hands addresses to the guest of `root`, before anybody is told of it.
+fn put_seed(path: &Path, spec: &VmSpec, root: &Element) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    let macs = Definition { root: root.clone(), name: spec.name.clone(), uuid: String::new() }.macs();
+    let Some(seed) = Seed::of(spec, &macs)? else { return Ok(()) };
+    let dir = path.parent().unwrap_or(path);
+    // QEMU's user must come to it; nothing in it is a secret.
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir);
+    made.io_context(|| format!("make {}, which is hypervisor.seed_dir", dir.display()))?;
+    files::replace(path, &seed.image()?, 0o644)
 }
 
 #[async_trait]
@@ -180,6 +217,13 @@ impl Hypervisor for LibvirtDriver {
         Ok(Some(named.chain(self.bridges()).collect()))
     }
 
+    fn addressing(&self) -> std::result::Result<&'static str, String> {
+        match self.is_local() {
+            true => Ok(BY_SEED),
+            false => Err(self.away()),
+        }
+    }
+
     async fn define(&self, spec: &VmSpec) -> Result<()> {
         let root = match spec.definition_kind.as_str() {
             LIBVIRT_XML => {
@@ -200,15 +244,24 @@ impl Hypervisor for LibvirtDriver {
             self.refuse_unready(&there).await?;
         }
         let known = self.definitions().await?;
-        let fitted = fit(root, spec, &Site { platform: &platform, can: &can, known: &known }).map_err(about)?;
+        let seed = seed::wanted(spec).then(|| self.seed_path(&spec.name)).transpose().map_err(about)?;
+        let site = Site { platform: &platform, can: &can, known: &known, seed: seed.as_deref() };
+        let fitted = fit(root, spec, &site).map_err(about)?;
         for note in &fitted.notes {
             tracing::warn!(vm = %spec.name, domain = %spec.domain, "{note}");
         }
-        self.give(&fitted.root).await.map_err(about)
+        if let Some(path) = &seed {
+            put_seed(path, spec, &fitted.root).map_err(about)?;
+        }
+        self.give(&fitted.root).await.map_err(about)?;
+        match seed {
+            Some(_) => Ok(()),
+            None => self.drop_seed(&spec.name),
+        }
     }
 
     async fn undefine(&self, vm: &Name) -> Result<()> {
-        let Some(there) = self.virsh.find(vm).await? else { return Ok(()) };
+        let Some(there) = self.virsh.find(vm).await? else { return self.drop_seed(vm) };
         if power(Some(&there)) == PowerState::Running {
             return Err(Error::new(
                 ErrorKind::Refused,
@@ -216,7 +269,8 @@ impl Hypervisor for LibvirtDriver {
             ));
         }
         // Nothing of storage is named, and its UEFI variables stay where they are.
-        self.virsh.ask(&["undefine", &there.uuid, "--keep-nvram"]).await.map(drop)
+        self.virsh.ask(&["undefine", &there.uuid, "--keep-nvram"]).await?;
+        self.drop_seed(vm)
     }
 
     async fn start(&self, vm: &Name) -> Result<()> {

@@ -4,12 +4,14 @@
 //! an export of Freshet's, and nothing of the other site's storage is left in it; an identity that another VM here has is
 //! never taken.
 
-use super::definition::{AGENT_CHANNEL, Definition, DiskPart, MARK, MARK_SPACE};
+use std::path::Path;
+
+use super::definition::{AGENT_CHANNEL, Definition, DiskPart, MARK, MARK_SPACE, drop_seed};
 use super::export::Export;
 use super::platform::{MachineAbilities, Platform};
 use super::xml::Element;
 use crate::error::{Error, ErrorKind, Result};
-use crate::hypervisor::{DiskSpec, NicSpec, VmSpec};
+use crate::hypervisor::{DiskSpec, SEED_SERIAL, VmSpec, seed};
 
 /// Seconds for which the hypervisor's client connects again, before the guest is halted: longer than a restart takes.
 pub(super) const RECONNECT_SECONDS: u32 = 300;
@@ -25,6 +27,8 @@ pub(super) struct Site<'a> {
     pub(super) can: &'a MachineAbilities,
     /// All VMs that are defined here.
     pub(super) known: &'a [Definition],
+    /// The file that hands addresses to the guest, where its cards get any.
+    pub(super) seed: Option<&'a Path>,
 }
 
 /// A definition for this site, and what differs from the other's that an operator should know.
@@ -83,9 +87,13 @@ pub(super) fn fit(mut root: Element, spec: &VmSpec, site: &Site<'_>) -> Result<F
     drop_host_matters(&mut root, &mut notes);
     let devices = root.child_or_new("devices");
     devices.remove_all(&["emulator"]);
+    drop_seed(devices);
     disks(devices, &spec.disks, &mut notes)?;
+    if let Some(path) = site.seed {
+        add_seed(devices, path)?;
+    }
     let renew = spec.placement.get("mac").is_some_and(|said| said == RENEW);
-    nics(devices, &spec.nics, renew)?;
+    nics(devices, spec, renew)?;
     refuse_taken_macs(&root, spec, site)?;
     mark(&mut root, spec);
     Ok(Fitted { root, notes })
@@ -265,22 +273,47 @@ pub(super) fn onto_export(disk: &mut Element, spec: &DiskSpec) -> Result<()> {
     Ok(())
 }
 
-fn nics(devices: &mut Element, specs: &[NicSpec], renew: bool) -> Result<()> {
+/// Adds the disk that hands addresses to the guest, behind its own, on a bus that the guest has a driver for.
+fn add_seed(devices: &mut Element, path: &Path) -> Result<()> {
+    let bad = |why: &str| Error::new(ErrorKind::Invalid, format!("{}: {why}", path.display()));
+    let file = path.to_str().ok_or_else(|| bad("it is not UTF-8"))?;
+    let targets: Vec<&Element> = devices.all("disk").filter_map(|disk| disk.child("target")).collect();
+    // Disks on the other buses cannot be read-only.
+    let bus = if targets.first().is_some_and(|target| target.attr("bus") == "scsi") { "scsi" } else { "virtio" };
+    let prefix = if bus == "scsi" { "sd" } else { "vd" };
+    let mut free = ('a'..='z').rev().map(|letter| format!("{prefix}{letter}"));
+    let name = free.find(|name| targets.iter().all(|target| target.attr("dev") != name));
+    let name = name.ok_or_else(|| bad("there is no room for it beside the VM's disks"))?;
+    let driver = Element::new("driver").with("name", "qemu").with("type", "raw");
+    let disk = Element::new("disk").with("type", "file").with("device", "disk");
+    let disk = disk.and(driver).and(Element::new("source").with("file", file));
+    let disk = disk.and(Element::new("target").with("dev", &name).with("bus", bus)).and(Element::new("readonly"));
+    devices.push(disk.and(Element::new("serial").saying(SEED_SERIAL)));
+    Ok(())
+}
+
+fn nics(devices: &mut Element, spec: &VmSpec, renew: bool) -> Result<()> {
+    // A guest that gets addresses tells its cards by theirs: none is left for libvirt to draw.
+    let (specs, fixed) = (&spec.nics, seed::wanted(spec));
     let cards: Vec<&mut Element> = devices.elements_mut().filter(|e| e.name == "interface").collect();
     if cards.len() != specs.len() {
         let why = format!("the definition has {} network cards, the VM has {}", cards.len(), specs.len());
         return Err(Error::new(ErrorKind::Invalid, why));
     }
-    for (card, spec) in cards.into_iter().zip(specs) {
+    for (n, (card, nic)) in cards.into_iter().zip(specs).enumerate() {
         card.remove_all(&["target"]);
-        let same = super::definition::network_of(card) == spec.network;
-        if !same || spec.network.is_empty() {
-            connect(card, &spec.network);
+        let same = super::definition::network_of(card) == nic.network;
+        if !same || nic.network.is_empty() {
+            connect(card, &nic.network);
         }
         if renew {
             card.remove_all(&["mac"]);
-        } else if !spec.mac.is_empty() {
-            card.child_or_new("mac").set("address", &spec.mac);
+        } else if !nic.mac.is_empty() {
+            card.child_or_new("mac").set("address", &nic.mac);
+        }
+        if fixed && card.child("mac").is_none() {
+            let salt = if renew { RENEW } else { "" };
+            card.child_or_new("mac").set("address", &seed::drawn_mac(spec, n, salt));
         }
     }
     Ok(())

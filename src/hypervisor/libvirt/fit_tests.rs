@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::failover::samples;
+use crate::hypervisor::NicSpec;
 use crate::hypervisor::libvirt::definition::Source;
 use crate::hypervisor::libvirt::platform::{Capabilities, choose};
 
@@ -47,7 +48,66 @@ fn fitted(spec: &VmSpec, known: &[Definition]) -> Result<Fitted> {
     let has = Capabilities::parse(CAPABILITIES).unwrap();
     let can = MachineAbilities::parse(MACHINE).unwrap();
     let platform = choose(&root, &has, &spec.placement)?;
-    fit(root, spec, &Site { platform: &platform, can: &can, known })
+    let seed = seed::wanted(spec).then_some(Path::new("/var/lib/freshet-seeds/web.img"));
+    fit(root, spec, &Site { platform: &platform, can: &can, known, seed })
+}
+
+#[test]
+fn a_guest_that_gets_addresses_has_a_disk_more_which_never_counts_as_one_of_its_own() {
+    let mut vm = spec(WEB, &["vda", "vdb"]);
+    let before = read(&fitted(&vm, &[]).unwrap().root);
+    assert!(!before.root.write().unwrap().contains(SEED_SERIAL));
+    vm.nics[0].address = "10.9.0.5/24".into();
+    vm.nics[1].mac.clear();
+    let made = read(&fitted(&vm, &[]).unwrap().root);
+    let text = made.root.write().unwrap();
+    assert!(
+        text.contains("<source file=\"/var/lib/freshet-seeds/web.img\"/>") && text.contains("<readonly/>"),
+        "{text}"
+    );
+    assert_eq!(
+        text.matches("bus=\"virtio\"").count(),
+        before.root.write().unwrap().matches("bus=\"virtio\"").count() + 1
+    );
+    // For whoever looks at the VM's own disks it is not there.
+    assert_eq!(made.disks(), before.disks());
+    made.refuse_unfit().unwrap();
+    let mut taken = made.clone();
+    assert!(taken.drop_seed() && !taken.drop_seed());
+    assert!(!taken.root.write().unwrap().contains("freshet-seeds"));
+    // At the next site the one of this site is gone, whoever wrote it into the definition.
+    let mut back = spec(&text, &["vda", "vdb"]);
+    assert_eq!(back.nics.len(), vm.nics.len());
+    let home = read(&fitted(&back, &[]).unwrap().root);
+    assert!(!home.root.write().unwrap().contains(SEED_SERIAL) && home.disks() == before.disks());
+    // A second one is never added.
+    back.nics[0].address = "10.8.0.5/24".into();
+    assert_eq!(
+        read(&fitted(&back, &[]).unwrap().root).root.write().unwrap().matches("<serial>freshet-seed<").count(),
+        1
+    );
+}
+
+#[test]
+fn cards_of_a_guest_that_gets_addresses_have_hardware_addresses_that_stay() {
+    let mut vm = spec(WEB, &["vda", "vdb"]);
+    vm.nics[0].address = "10.9.0.5/24".into();
+    vm.placement.insert("mac".into(), "renew".into());
+    let macs = |vm: &VmSpec| read(&fitted(vm, &[]).unwrap().root).macs();
+    let renewed = macs(&vm);
+    assert_eq!(renewed.len(), vm.nics.len());
+    assert_eq!(macs(&vm), renewed, "defined again it has the same ones");
+    assert!(renewed.iter().zip(&vm.nics).all(|(new, nic)| *new != nic.mac && seed::is_mac(new)), "{renewed:?}");
+    let mut none = blank_vm(&vm);
+    none.placement.clear();
+    assert_eq!(macs(&none), (0..none.nics.len()).map(|n| seed::drawn_mac(&none, n, "")).collect::<Vec<_>>());
+}
+
+/// The same without a definition, and without hardware addresses.
+fn blank_vm(vm: &VmSpec) -> VmSpec {
+    let mut blank = VmSpec { definition: String::new(), definition_kind: String::new(), ..vm.clone() };
+    blank.nics.iter_mut().for_each(|nic| nic.mac.clear());
+    blank
 }
 
 fn read(root: &Element) -> Definition {

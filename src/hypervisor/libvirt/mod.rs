@@ -55,6 +55,8 @@ pub struct LibvirtSettings {
     pub poll: Duration,
     /// Directory of the sockets of this appliance's exports: VMs without a disk on one of these are left alone.
     pub exports: PathBuf,
+    /// Directory of the disks that hand addresses to guests, which QEMU's user must be let into.
+    pub seeds: PathBuf,
 }
 
 /// A hypervisor that libvirt drives. See the module.

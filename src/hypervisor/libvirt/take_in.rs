@@ -22,8 +22,11 @@ impl LibvirtDriver {
     }
 
     pub(super) async fn found(&self, vm: &Listed) -> Result<FoundVm> {
-        let text = self.virsh.ask(&["dumpxml", "--inactive", "--security-info", &vm.uuid]).await?;
-        let definition = Definition::parse(&text)?;
+        let mut text = self.virsh.ask(&["dumpxml", "--inactive", "--security-info", &vm.uuid]).await?;
+        let mut definition = Definition::parse(&text)?;
+        if definition.drop_seed() {
+            text = definition.root.write()?;
+        }
         definition.refuse_unfit()?;
         let refused = |why: String| Err(Error::new(ErrorKind::Refused, format!("VM {}: {why}", vm.name)));
         let snapshots = self.virsh.ask(&["snapshot-list", "--name", &vm.uuid]).await?;

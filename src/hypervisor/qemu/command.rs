@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 
 use super::definition::{Machine, OnReboot, QemuDefinition};
 use super::disk;
+use super::folder::SEED;
 use super::settings::{Console, NetworkKind, QemuSettings};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hypervisor::{NicSpec, VmSpec};
+use crate::hypervisor::{NicSpec, SEED_SERIAL, VmSpec, seed};
 
 /// The monitor's socket.
 pub(super) const MONITOR: &str = "monitor";
@@ -101,6 +102,13 @@ pub(super) fn arguments(
     for (n, nic) in spec.nics.iter().enumerate() {
         card(&mut out, spec, n, nic, settings)?;
     }
+    if seed::wanted(spec) {
+        let file = json!({"driver": "file", "filename": SEED, "read-only": true});
+        out.json("-blockdev", &json!({"driver": "raw", "node-name": "seed", "read-only": true, "file": file}));
+        // The last device of all: those of the guest's own keep their slots, and with them the names of cards and disks.
+        let device = json!({"driver": "virtio-blk-pci", "id": "seed", "drive": "seed", "serial": SEED_SERIAL});
+        out.json("-device", &device);
+    }
     Ok(out.0)
 }
 
@@ -164,13 +172,12 @@ fn card(out: &mut Arguments, spec: &VmSpec, n: usize, nic: &NicSpec, settings: &
         "rtl8139" => "rtl8139",
         other => return Err(bad(format!("model {other:?} is none of virtio, e1000, e1000e, rtl8139"))),
     };
-    let mut device = json!({"driver": model, "id": format!("nic{n}")});
-    if !nic.mac.is_empty() {
-        if !is_mac(&nic.mac) {
-            return Err(bad(format!("{:?} is no hardware address", nic.mac)));
-        }
-        device["mac"] = nic.mac.clone().into();
+    // QEMU's own choice would be the same for the first card of every VM.
+    let mac = seed::mac_of(spec, n);
+    if !seed::is_mac(&mac) {
+        return Err(bad(format!("{mac:?} is no hardware address")));
     }
+    let mut device = json!({"driver": model, "id": format!("nic{n}"), "mac": mac});
     // Without a network the card is there, and its cable is not.
     if !nic.network.is_empty() {
         let network = settings.networks.iter().find(|known| known.name == nic.network);
@@ -196,12 +203,6 @@ fn card(out: &mut Arguments, spec: &VmSpec, n: usize, nic: &NicSpec, settings: &
 
 fn host_forward(listen: SocketAddr, port: u16) -> String {
     format!("tcp:{}:{}-:{port}", listen.ip(), listen.port())
-}
-
-fn is_mac(text: &str) -> bool {
-    let parts: Vec<&str> = text.split(':').collect();
-    let hex = |part: &&str| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
-    parts.len() == 6 && parts.iter().all(hex)
 }
 
 #[derive(Default)]
@@ -279,6 +280,12 @@ mod tests {
             assert!(text.contains(part), "{part} is not in {text}");
         }
         assert_eq!(text.matches("-netdev").count(), 2);
+        assert!(!text.contains("seed"), "no card has an address");
+        vm.nics[1].address = "10.9.0.5/24".into();
+        let text = made(&vm).unwrap();
+        assert!(text.rfind("freshet-seed") > text.rfind("\"id\":\"nic2\""), "cards keep their slots: {text}");
+        assert!(text.contains("\"filename\":\"seed.img\"") && text.contains("\"serial\":\"freshet-seed\""), "{text}");
+        assert!(text.contains(&format!("\"mac\":\"{}\"", seed::mac_of(&vm, 1))), "{text}");
         vm.name = samples::name("a,b");
         assert!(made(&vm).unwrap().contains("guest=a,,b"));
     }

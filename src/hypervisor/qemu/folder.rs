@@ -3,7 +3,8 @@
 //! ```text
 //! <dir>/<vm>/  vm.json     the definition           lock       held by the VM's QEMU as long as it lives
 //!              process     which process it is      qemu.log   what it wrote to its error output
-//!              monitor, agent (sockets), console, uefi-vars, moving (a disk that is on its way)
+//!              monitor, agent (sockets), console, uefi-vars, moving (a disk that is on its way),
+//!              seed.img (addresses for the guest)
 //! ```
 //!
 //! The lock is on an open file that the process gets as its standard input, so that the kernel lets it go when the last
@@ -11,7 +12,7 @@
 //! being taken; only a start takes it. Invariant: who starts a VM holds its lock, and passes it on with the process.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -21,13 +22,15 @@ use serde::{Deserialize, Serialize};
 
 use super::definition;
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
-use crate::hypervisor::VmSpec;
+use crate::hypervisor::{Seed, VmSpec, files};
 use crate::ids::Name;
 
 const DEFINITION: &str = "vm.json";
 const LOCK: &str = "lock";
 const PROCESS: &str = "process";
 const MOVING: &str = "moving";
+/// The disk that hands addresses to the guest.
+pub(super) const SEED: &str = "seed.img";
 /// What QEMU writes to its error output.
 pub(super) const LOG: &str = "qemu.log";
 /// A process that ended a moment ago may hold its lock still: tries, and the pause between two.
@@ -106,15 +109,7 @@ impl Folder {
 
     /// Writes a file of the folder, whole or not at all.
     pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let (path, new) = (self.dir.join(name), self.dir.join(format!("{name}.new")));
-        let write = || {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            std::fs::rename(&new, &path)?;
-            File::open(&self.dir)?.sync_all()
-        };
-        write().io_context(|| format!("write {}", path.display()))
+        files::replace(&self.dir.join(name), bytes, 0o600)
     }
 
     /// Removes everything that is kept about the VM. No disk is in here.
@@ -222,12 +217,16 @@ impl Folder {
     }
 
     fn drop_file(&self, name: &str) -> Result<()> {
-        let path = self.dir.join(name);
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io(format!("remove {}", path.display()), e))
-            }
-            _ => Ok(()),
+        files::remove(&self.dir.join(name))
+    }
+
+    /// Keeps the disk that hands addresses to the guest, or with `None` none.
+    pub(super) fn put_seed(&self, seed: Option<&Seed>) -> Result<()> {
+        let Some(seed) = seed else { return self.drop_file(SEED) };
+        let bytes = seed.image()?;
+        match std::fs::read(self.dir.join(SEED)).is_ok_and(|there| there == bytes) {
+            true => Ok(()),
+            false => self.replace(SEED, &bytes),
         }
     }
 

@@ -47,7 +47,7 @@ use self::command::{AGENT, CONSOLE, MONITOR, UEFI_VARS};
 use self::folder::{Folder, LOG, Moving};
 use self::process::Ends;
 use self::qmp::Qmp;
-use super::{Hypervisor, OffEvidence, PowerState, VmEntry, VmSpec};
+use super::{BY_SEED, Hypervisor, OffEvidence, PowerState, Seed, VmEntry, VmSpec, seed};
 use crate::error::{Error, ErrorKind, IoResultExt, Result, ResultExt};
 use crate::ids::Name;
 
@@ -257,6 +257,12 @@ impl QemuDriver {
     }
 }
 
+/// What hands addresses to the guest of `spec`.
+fn seed_of(spec: &VmSpec) -> Result<Option<Seed>> {
+    let macs: Vec<String> = (0..spec.nics.len()).map(|n| seed::mac_of(spec, n)).collect();
+    Seed::of(spec, &macs)
+}
+
 #[async_trait]
 impl Hypervisor for QemuDriver {
     fn describe(&self) -> String {
@@ -287,6 +293,10 @@ impl Hypervisor for QemuDriver {
         Ok(Some(self.settings.networks.iter().map(|network| network.name.clone()).collect()))
     }
 
+    fn addressing(&self) -> std::result::Result<&'static str, String> {
+        Ok(BY_SEED)
+    }
+
     async fn define(&self, spec: &VmSpec) -> Result<()> {
         let folder = self.folder(&spec.name);
         let refused = |why: &str| Err(Error::new(ErrorKind::Refused, format!("VM {} {why}", spec.name)));
@@ -299,10 +309,12 @@ impl Hypervisor for QemuDriver {
             return refused("runs: what is known of it is not changed");
         }
         self.arguments(spec).await?;
+        let seed = seed_of(spec)?;
+        folder.make()?;
+        folder.put_seed(seed.as_ref())?;
         if spec.firmware == "uefi" {
             let vars = folder.path().join(UEFI_VARS);
             if !vars.exists() {
-                folder.make()?;
                 let from = &self.settings.uefi_vars;
                 let bytes = std::fs::read(from).io_context(|| format!("UEFI variables {}", from.display()))?;
                 folder.replace(UEFI_VARS, &bytes)?;
@@ -334,6 +346,7 @@ impl Hypervisor for QemuDriver {
         }
         self.said.lock().unwrap_or_else(PoisonError::into_inner).remove(vm);
         let arguments = self.arguments(&spec).await?;
+        folder.put_seed(seed_of(&spec)?.as_ref())?;
         let (program, ends, name, its) = (self.settings.program.clone(), self.ends.clone(), vm.clone(), folder.clone());
         let spawned =
             tokio::task::spawn_blocking(move || process::spawn(&its, &name, &program, &arguments, &ends)).await;
