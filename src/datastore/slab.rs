@@ -78,6 +78,9 @@ impl Slab {
         // SAFETY: the range is inside our own mapping. The advice is a wish; a kernel without huge pages refuses it,
         // and the slab works the same.
         let _ = unsafe { rustix::mm::madvise(base.as_ptr().cast(), bytes, Advice::LinuxHugepage) };
+        // SAFETY: as above; all of it is ours, and is unmapped as a whole. Without the advice a fork copies pages that are
+        // registered for I/O at once, and all others as they are next touched.
+        let _ = unsafe { rustix::mm::madvise(map.as_ptr().cast(), map_len, Advice::LinuxDontFork) };
         let free = (0..slots as u32).rev().collect();
         Ok(Arc::new(Slab { base, map, map_len, slots, slot_size, free: Mutex::new(free), given_back: Condvar::new() }))
     }

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Pid, Signal};
 use tokio::sync::mpsc;
 
-use super::subprocess::COMMAND_PATH;
+use super::subprocess::{COMMAND_PATH, program_file};
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
 
 /// Lines that wait.
@@ -35,7 +35,7 @@ impl Followed {
         let Some((program, arguments)) = command.split_first() else {
             return Err(Error::new(ErrorKind::Invalid, "a command without a program"));
         };
-        let mut started = Command::new(program);
+        let mut started = Command::new(program_file(program)?);
         started.args(arguments).env_clear().env("PATH", COMMAND_PATH).envs(environment).current_dir("/");
         started.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
         let mut child = started.spawn().io_context(|| format!("run {program}"))?;

@@ -8,11 +8,16 @@
 //! One thread for each command, off the asynchronous ones; no other thread. What a command starts and leaves behind in the
 //! background after its own end is left alone, and cannot hold anybody up: output ends with the command itself. A
 //! command sees a fixed `PATH` and what it is given, and nothing of this process's environment.
+//!
+//! Invariant: this process is not forked. Where guests' disks are served it holds much memory, of which a fork copies the
+//! page tables and then each page that a guest's request touches, while the guest waits.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -78,13 +83,14 @@ impl RunCommand {
         }
     }
 
+    /// Neither user, session nor anything else is changed by which `Command` would have to fork.
     fn run_here(mut self, let_go: &OwnedFd) -> Result<CommandEnd> {
         let Some((program, arguments)) = self.command.split_first() else {
             return Err(Error::new(ErrorKind::Invalid, "a command without a program"));
         };
         let program = program.clone();
         let what = || format!("run {program}");
-        let mut child = Command::new(&program)
+        let mut child = Command::new(program_file(&program)?)
             .args(arguments)
             .env_clear()
             .env("PATH", COMMAND_PATH)
@@ -112,6 +118,23 @@ impl RunCommand {
             }
         }
     }
+}
+
+/// The file of a program: without a slash in its name, the first that may be run in [`COMMAND_PATH`]. A `Command` that has
+/// to look for it there itself forks.
+///
+/// # Errors
+/// `NotFound`.
+pub(super) fn program_file(name: &str) -> Result<PathBuf> {
+    if name.contains('/') {
+        return Ok(name.into());
+    }
+    let files = COMMAND_PATH.split(':').map(|dir| PathBuf::from(dir).join(name));
+    let may_be_run = |file: &PathBuf| {
+        std::fs::metadata(file).is_ok_and(|there| there.is_file() && there.permissions().mode() & 0o111 != 0)
+    };
+    let missing = || Error::new(ErrorKind::NotFound, format!("run {name}: there is none in {COMMAND_PATH}"));
+    files.into_iter().find(may_be_run).ok_or_else(missing)
 }
 
 /// Tells the thread of a command that nobody waits for it any more.
@@ -353,6 +376,31 @@ mod tests {
         assert_eq!(run.clone().run().await.unwrap_err().kind(), ErrorKind::Denied);
         run.command.clear();
         assert_eq!(run.run().await.unwrap_err().kind(), ErrorKind::Invalid);
+    }
+
+    thread_local! {
+        static FORKS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+    }
+
+    extern "C" fn count_fork() {
+        FORKS.set(FORKS.get() + 1);
+    }
+
+    #[test]
+    fn this_process_is_not_forked() {
+        // SAFETY: the handler lives as long as the program, and touches only a number of the thread that forks.
+        assert_eq!(unsafe { libc::pthread_atfork(Some(count_fork), None, None) }, 0);
+        let mut run = sh("", LONG);
+        run.command = ["sh", "-c", "cat; pwd"].map(str::to_owned).to_vec();
+        let let_go = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let end = run.clone().run_here(&let_go).unwrap();
+        assert_eq!((end.output.as_slice(), FORKS.get()), (b"hello/\n".as_slice(), 0));
+        // What it would be otherwise, so that this can fail.
+        let forked = Command::new("sh").args(["-c", "true"]).env("PATH", COMMAND_PATH).status().unwrap();
+        assert!(forked.success() && FORKS.get() == 1, "{}", FORKS.get());
+        run.command = vec!["no-such-program".to_owned()];
+        let error = run.run_here(&let_go).unwrap_err();
+        assert!(error.kind() == ErrorKind::NotFound && error.to_string().contains("no-such-program"), "{error}");
     }
 
     /// Waits until the process is gone, or is a zombie that only its parent can take away.

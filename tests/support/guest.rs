@@ -48,6 +48,11 @@ impl Kernel {
         self.pack_with(&["drivers/acpi/button", "drivers/input/evdev"], script, into);
     }
 
+    /// The same as [`Kernel::pack`] with programs that need no library: where each is to be, and where it is here.
+    pub(crate) fn pack_programs(&self, programs: &[(&str, &Path)], script: &str, into: &Path) {
+        self.pack_all(&[], programs, script, into);
+    }
+
     /// The same with a guest's agent, which runs.
     pub(crate) fn pack_with_agent(&self, programs: &[(String, PathBuf)], script: &str, into: &Path) {
         let modules = [&["drivers/acpi/button", "drivers/input/evdev"], &agent::MODULES[..]].concat();
