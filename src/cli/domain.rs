@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::appliance_args::{ApplianceArgs, age_of, answered, confirmed, list_of, report, seconds, table, when};
 use super::context::Context;
+use super::move_view::move_lines;
 use super::report::Report;
 use super::units::bytes;
 use crate::control::proto::{
@@ -256,6 +257,9 @@ fn text(d: &Shown) -> String {
     for vm in &d.vms {
         let point = vm.point.map_or("no point covers it".to_owned(), |n| format!("point {n}"));
         out += &format!("{}  {}  {point}  RPO {}\n", vm.name, status_words(vm.status()), age_of(vm.rpo_ms));
+        for line in vm.r#move.iter().flat_map(move_lines) {
+            out += &format!("  {line}\n");
+        }
         for disk in &vm.disks {
             let (size, dirty, unsynced) = (bytes(disk.size_bytes), bytes(disk.dirty_bytes), bytes(disk.unsynced_bytes));
             out += &format!("  {}  {size}  dirty {dirty}  unsynced {unsynced}  {}\n", disk.name, disk.path);

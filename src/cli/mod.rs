@@ -19,6 +19,7 @@ mod failover;
 mod follow_view;
 mod hand_over;
 mod inspect;
+mod move_view;
 mod output;
 mod plan_args;
 mod points;

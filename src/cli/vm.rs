@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::appliance_args::{ApplianceArgs, answered, confirmed, report};
 use super::context::Context;
+use super::move_view::shown_meanwhile;
 use super::report::Report;
 use super::served_disks::parse_served_disk;
 use crate::control::proto::{
@@ -149,19 +150,24 @@ impl Protect {
 }
 
 impl Vm {
-    pub(super) async fn run(self, _context: &Context) -> Result<Report> {
+    pub(super) async fn run(self, context: &Context) -> Result<Report> {
         match self.command {
             VmCommand::Protect(protect) => {
                 let definition = protect.definition()?;
                 let One { domain, vm, appliance } = protect.one;
-                let mut client = appliance.connect().await?.vms();
+                let client = appliance.connect().await?;
+                let (of, one) = (domain.clone(), vm.clone());
                 let request = ProtectVmRequest { domain, vm, disks: protect.disk, definition };
-                show(answered(client.protect_vm(request).await)?.vm)
+                let mut vms = client.vms();
+                let answer = shown_meanwhile(&client, &of, &one, context, vms.protect_vm(request)).await;
+                show(answered(answer)?.vm)
             }
             VmCommand::Unprotect(One { domain, vm, appliance }) => {
-                let mut client = appliance.connect().await?.vms();
+                let client = appliance.connect().await?;
                 let told = format!("VM {vm} is not protected any more");
-                let done = answered(client.unprotect_vm(UnprotectVmRequest { domain, vm }).await)?;
+                let (request, mut vms) = (UnprotectVmRequest { domain: domain.clone(), vm: vm.clone() }, client.vms());
+                let answer = shown_meanwhile(&client, &domain, &vm, context, vms.unprotect_vm(request)).await;
+                let done = answered(answer)?;
                 let notes: String = done.notes.iter().map(|note| format!("\nnote: {note}")).collect();
                 let why =
                     (!done.all_shipped).then(|| "not everything that was captured is part of the domain".to_owned());

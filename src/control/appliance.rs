@@ -13,6 +13,7 @@ use super::fault::{Done, Fault};
 use super::guests::Guests;
 use super::hosting::Hosting;
 use super::looks::Looks;
+use super::moves::Moves;
 use super::quiesce::FreezeNotes;
 use super::settings::{HypervisorSettings, Settings};
 use super::socket_group;
@@ -39,6 +40,7 @@ pub struct Appliance {
     pub(crate) hosting: Arc<Hosting>,
     pub(crate) looks: Arc<Looks>,
     pub(super) guests: Guests,
+    pub(super) moves: Moves,
     pub(crate) world: Arc<SiteWorld>,
     pub(crate) engine: Engine,
     pub(super) answers: Answers,
@@ -96,6 +98,7 @@ impl Appliance {
             hosting,
             looks,
             guests: Guests::default(),
+            moves: Moves::default(),
             world,
             engine,
             answers: Answers::default(),
@@ -112,7 +115,7 @@ impl Appliance {
         appliance.world.follow_again().await?;
         let recovered = appliance.engine.recover().await?;
         appliance.catalog.forget_tasks(recovered.forgotten.clone(), 0).await?;
-        super::taking_in::go_on(Arc::clone(&appliance)).await;
+        super::moving_on::go_on(Arc::clone(&appliance)).await;
         for (task, why) in &recovered.broken {
             let domain = appliance.engine.task(*task).ok().map(|task| task.domain.to_string());
             tracing::error!(%task, domain, "{why}");

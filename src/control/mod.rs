@@ -19,7 +19,9 @@
 //! | `answers` | what a site is told that asks for a domain of this one |
 //! | `ends` | how tasks ended, as events |
 //! | `quiesce` | points with guests' file systems frozen |
-//! | `taking_in` | VMs that the hypervisor runs already |
+//! | `taking_in`, `new_images` | VMs that the hypervisor runs already, and images that are made for them |
+//! | `letting_go` | VMs that are protected no longer |
+//! | `change_over`, `moves`, `moving_on` | disks on their way: before they change over, how far they are, what is gone on with |
 //! | `world` | this site as the engine of failovers sees it |
 //! | `services` | the API's methods |
 //! | `metrics` | figures for Prometheus |
@@ -32,15 +34,20 @@ mod access;
 mod answers;
 mod appliance;
 mod catalog;
+mod change_over;
 mod client;
 mod confirm;
 mod ends;
 mod fault;
 mod guests;
 mod hosting;
+mod letting_go;
 mod listen;
 mod looks;
 mod metrics;
+mod moves;
+mod moving_on;
+mod new_images;
 pub mod proto;
 mod quiesce;
 mod serve;
@@ -59,6 +66,7 @@ pub use catalog::inspect_catalog;
 pub use client::{Client, ClientTls, Target, json_of};
 pub use fault::{CODES, ERROR_DOMAIN, from_status};
 pub use metrics::{Kind as MetricKind, METRICS, Metric};
+pub use moves::move_words;
 pub use serve::{Addresses, serve};
 pub use settings::Settings;
 pub use view::{mode_words, status_words};

@@ -1,4 +1,4 @@
-//! VMs that the hypervisor runs already: their disks are moved onto exports to be protected, and back to be let go.
+//! VMs that the hypervisor runs already: their disks are moved onto exports to be protected.
 //!
 //! ```text
 //! look at the VM -> images for what cannot be served as it is -> written down -> served -> the hypervisor moves the disks
@@ -7,53 +7,29 @@
 //! ```
 //!
 //! Owns the order, and what becomes of a move that does not come to its end: one that failed is undone unless disks have
-//! moved already; one that a kill cut off is gone on with at the next start. Invariants: the images of a move that is not
-//! done hold no moment of the guest, and no point covers it; a guest has its old disks or all it wrote on the new ones.
+//! moved already; one that a kill cut off is gone on with at the next start, see `moving_on`. Invariants: the images of a
+//! move that is not done hold no moment of the guest, and no point covers it; a guest has its old disks or all it wrote on
+//! the new ones.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::appliance::Appliance;
 use super::catalog::{self, DomainRecord, Moving};
+use super::change_over::ChangeOver;
+use super::letting_go::LettingGo;
+use super::moves::{Direction, ShownMove};
+use super::new_images::{Conversion, Made, convert, make_empty, remove_files, seen};
 use crate::capture::{DiskSource, VmDefinition, VmSource};
-use crate::error::{Error, ErrorKind, IoResultExt, Result};
-use crate::hypervisor::{DiskPlace, DiskSpec, FoundDisk, FoundVm, GuestDisks, Hypervisor, PowerState, RunCommand};
+use crate::error::{Error, ErrorKind, Result};
+use crate::hypervisor::{DiskPlace, DiskSpec, FoundDisk, FoundVm, GuestDisks, Hypervisor, PowerState};
 use crate::ids::Name;
-
-/// Longest time that an image may take to be converted.
-const CONVERSION: Duration = Duration::from_secs(24 * 3600);
-/// Most bytes of a converter's errors that are shown.
-const MAX_ERRORS: usize = 4096;
-/// Pauses between two tries to go on with a move after a start.
-const MIN_PAUSE: Duration = Duration::from_secs(1);
-const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// What a call about a VM goes by.
 pub(crate) struct TakingIn<'a> {
     app: &'a Arc<Appliance>,
     record: &'a DomainRecord,
     vm: &'a Name,
-}
-
-/// A file as it was looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Seen {
-    len: u64,
-    changed: (i64, i64),
-}
-
-fn seen(path: &Path) -> Result<Seen> {
-    let there = std::fs::metadata(path).io_context(|| format!("disk image {}", path.display()))?;
-    Ok(Seen { len: there.len(), changed: (there.mtime(), there.mtime_nsec()) })
-}
-
-/// An image that is read as another one is written.
-struct Conversion {
-    from: PathBuf,
-    format: String,
-    to: PathBuf,
 }
 
 impl<'a> TakingIn<'a> {
@@ -79,6 +55,7 @@ impl<'a> TakingIn<'a> {
     /// What looking, opening and moving say. It is as it was then, unless the error says that disks have moved.
     pub(crate) async fn protect(&self, found: &FoundVm) -> Result<()> {
         let (vm, conversions) = self.plan(found)?;
+        let shown = self.show(&vm);
         let made = self.make_images(&vm, found, &conversions).await?;
         let begun = self.serve(&vm, found.running).await;
         if let Err(error) = begun {
@@ -93,7 +70,7 @@ impl<'a> TakingIn<'a> {
                 }
             });
         let moved = match unchanged {
-            Ok(()) => self.finish(&vm, Trust::Images).await,
+            Ok(()) => self.finish_shown(&vm, Trust::Images, &shown).await,
             Err(error) => Err(error),
         };
         match moved {
@@ -101,7 +78,9 @@ impl<'a> TakingIn<'a> {
             // The appliance is told to end, which ends the exports: the next start goes on.
             Err(error) if self.app.closing.is_cancelled() => Err(error),
             Err(error) if self.has_moved(&vm).await => {
-                Err(error.while_doing("some of its disks have moved, and are protected; protect it again to go on"))
+                let why = "some of its disks have moved, and are protected; protect it again to go on";
+                self.app.moves.trouble(&self.record.name, self.vm, Some(format!("{why}: {error}")));
+                Err(error.while_doing(why))
             }
             Err(error) => {
                 if let Err(also) = self.undo(&vm).await {
@@ -171,12 +150,12 @@ impl<'a> TakingIn<'a> {
     /// Writes it down, and serves its disks.
     async fn serve(&self, vm: &VmSource, fills: bool) -> Result<()> {
         let (domain, written) = (self.record.name.clone(), vm.clone());
-        let moving = Moving { vm: vm.name.clone(), fills };
+        let name = vm.name.clone();
         let write = move |db: &rusqlite::Connection| {
             // Served from now on, whatever a recovery that came to nothing left.
             catalog::unpark(db, &domain)?;
             catalog::protect(db, &domain, &written)?;
-            moving.begin(db, &domain)
+            Moving::begin(db, &domain, &name, fills)
         };
         self.app.catalog.call(write).await?;
         let begin = |filling: &crate::protect::Filling| {
@@ -210,7 +189,7 @@ impl<'a> TakingIn<'a> {
     }
 
     /// The exports of a VM's disks.
-    fn specs(&self, vm: &VmSource) -> Vec<DiskSpec> {
+    pub(super) fn specs(&self, vm: &VmSource) -> Vec<DiskSpec> {
         let socket = crate::nbd::Address::Unix(self.app.settings.export_socket(&self.record.name));
         let spec = |disk: &DiskSource| DiskSpec {
             name: disk.name.clone(),
@@ -220,14 +199,42 @@ impl<'a> TakingIn<'a> {
         vm.disks.iter().map(spec).collect()
     }
 
+    /// Shows that its disks are on their way.
+    fn show<'b>(&'b self, vm: &'b VmSource) -> ShownMove<'b> {
+        self.app.moves.begin(&self.record.name, self.vm, Direction::Onto, vm.disks.iter().map(|disk| &disk.name))
+    }
+
     /// Has the hypervisor use the exports of a VM that is served. May be asked again.
+    ///
+    /// # Errors
+    /// What moving says; `Refused` where its guest was switched off or on meanwhile, so that it cannot go on.
     pub(crate) async fn finish(&self, vm: &VmSource, trust: Trust) -> Result<()> {
+        self.finish_shown(vm, trust, &self.show(vm)).await
+    }
+
+    /// Protects a VM on that was to leave: its guest's disks go onto the exports again that they have left.
+    ///
+    /// # Errors
+    /// As [`TakingIn::finish`].
+    pub(crate) async fn stay(&self, vm: &VmSource) -> Result<()> {
+        if LettingGo::new(self.app, self.record, vm).stay_if_all_are_here().await? {
+            return Ok(());
+        }
+        let (domain, name) = (self.record.name.clone(), self.vm.clone());
+        self.app.catalog.call(move |db| Moving::begin(db, &domain, &name, true)).await?;
+        if let Some(hosted) = self.app.hosting.get(&self.record.name) {
+            vm.disks.iter().for_each(|disk| hosted.filling().begin(self.vm, &disk.name));
+        }
+        self.finish(vm, Trust::Nothing).await
+    }
+
+    async fn finish_shown(&self, vm: &VmSource, trust: Trust, shown: &ShownMove<'_>) -> Result<()> {
         let hypervisor = self.app.world.hypervisor_here();
         let guests = able(&*hypervisor)?;
         let specs = self.specs(vm);
         let (domain, name) = (self.record.name.clone(), self.vm.clone());
-        let fills = self.app.catalog.call(move |db| Moving::of(db, &domain)).await?;
-        let fills = fills.iter().any(|moving| moving.vm == name && moving.fills);
+        let moving = self.app.catalog.call(move |db| Moving::get(db, &domain, &name)).await?;
+        let (fills, pivots) = moving.map_or((false, false), |moving| (moving.fills, moving.pivots));
         let (on, all) = (self.on_exports(vm).await?, vm.disks.len());
         let refused = |why: &str| Err(Error::new(ErrorKind::Refused, format!("VM {} {why}", self.vm)));
         match hypervisor.state(self.vm).await? {
@@ -235,8 +242,9 @@ impl<'a> TakingIn<'a> {
                 return refused("was started on its old disks before it was moved: protect it again");
             }
             PowerState::Running => {
-                let told = |done: u64, total: u64| tracing::debug!(vm = %self.vm, done, total, "its disks are copied");
-                guests.move_onto(self.vm, &specs, &told).await?;
+                let (app, domain, direction) = (self.app, &self.record.name, Direction::Onto);
+                let watcher = ChangeOver { app, domain, vm, direction, shown };
+                guests.move_onto(self.vm, &specs, &watcher).await?;
             }
             // A definition names an export only once the guest has moved there.
             PowerState::Off if on == all => {}
@@ -244,6 +252,14 @@ impl<'a> TakingIn<'a> {
                 return refused(
                     "was switched off while some of its disks had moved: start it, and that is gone on with",
                 );
+            }
+            PowerState::Off if fills && pivots => {
+                let images: Vec<_> = vm.disks.iter().map(|disk| disk.path.display().to_string()).collect();
+                return refused(&format!(
+                    "was switched off just as its disks changed over: what it wrote last is in {} or on its old disks; \
+                     compare them before it is started",
+                    images.join(", ")
+                ));
             }
             PowerState::Off if fills => {
                 return refused(
@@ -264,17 +280,18 @@ impl<'a> TakingIn<'a> {
         if let Some(hosted) = self.app.hosting.get(&self.record.name) {
             hosted.filled(self.vm).await;
         }
+        self.app.moves.trouble(&self.record.name, self.vm, None);
         let (domain, vm) = (self.record.name.clone(), self.vm.clone());
         self.app.catalog.call(move |db| Moving::end(db, &domain, &vm)).await
     }
 
     /// Whether an image was made for a move.
-    fn is_new(&self, image: &Path) -> bool {
+    pub(super) fn is_new(&self, image: &Path) -> bool {
         image.starts_with(&self.app.settings.protect.new_images)
     }
 
     /// How many of its exports the hypervisor uses.
-    async fn on_exports(&self, vm: &VmSource) -> Result<usize> {
+    pub(super) async fn on_exports(&self, vm: &VmSource) -> Result<usize> {
         let socket = self.app.settings.export_socket(&self.record.name);
         let Some(found) = self.look().await? else { return Ok(0) };
         let ours = |disk: &&FoundDisk| match &disk.place {
@@ -287,12 +304,12 @@ impl<'a> TakingIn<'a> {
     }
 
     /// Whether the hypervisor uses some of the exports already, or cannot be asked.
-    async fn has_moved(&self, vm: &VmSource) -> bool {
+    pub(super) async fn has_moved(&self, vm: &VmSource) -> bool {
         self.on_exports(vm).await.map_or(true, |on| on > 0)
     }
 
     /// Ends what was begun: the guest has its old disks, and nothing of it is protected.
-    async fn undo(&self, vm: &VmSource) -> Result<()> {
+    pub(super) async fn undo(&self, vm: &VmSource) -> Result<()> {
         let hypervisor = self.app.world.hypervisor_here();
         able(&*hypervisor)?.abandon_moves(self.vm).await?;
         let domain = &self.record.name;
@@ -315,45 +332,6 @@ impl<'a> TakingIn<'a> {
         }
         self.forget().await
     }
-
-    /// Moves the disks of a VM that runs from exports back onto the images that it had before.
-    ///
-    /// # Errors
-    /// What moving says; then it is protected as before, or some of its disks are back: ask again.
-    pub(crate) async fn move_back(&self, vm: &VmSource) -> Result<Vec<String>> {
-        let hypervisor = self.app.world.hypervisor_here();
-        let Some(guests) = hypervisor.guest_disks() else { return Ok(Vec::new()) };
-        if hypervisor.state(self.vm).await? != PowerState::Running {
-            return Ok(Vec::new());
-        }
-        // One that was begun and cut off is not to be gone on with.
-        guests.abandon_moves(self.vm).await?;
-        let definition = vm.definition.as_ref().map_or("", |definition| &definition.text);
-        let images: Vec<_> = self.specs(vm).into_iter().zip(vm.disks.iter().map(|d| d.path.clone())).collect();
-        let told = |done: u64, total: u64| tracing::debug!(vm = %self.vm, done, total, "its disks are copied back");
-        let places = guests.move_back(self.vm, definition, &images, &told).await?;
-        let note = |(disk, path): &(Name, PathBuf)| {
-            let served = vm.disks.iter().find(|d| d.name == *disk).map_or(Path::new(""), |d| &d.path);
-            format!("disk {disk} is at {} again; {} is not used any more", path.display(), served.display())
-        };
-        Ok(places.iter().map(note).collect())
-    }
-
-    /// Points the definition of a VM that is off, and is not served any more, at the images that were served.
-    pub(crate) async fn detach(&self, vm: &VmSource) -> Result<()> {
-        let hypervisor = self.app.world.hypervisor_here();
-        let Some(guests) = hypervisor.guest_disks() else { return Ok(()) };
-        match hypervisor.state(self.vm).await? {
-            PowerState::Off => {}
-            PowerState::Running if self.on_exports(vm).await? > 0 => {
-                let why = format!("VM {} was started on exports that are served no more", self.vm);
-                return Err(Error::new(ErrorKind::Refused, format!("{why}: shut it down, and unprotect it again")));
-            }
-            PowerState::Running | PowerState::Absent => return Ok(()),
-        }
-        let images: Vec<_> = self.specs(vm).into_iter().zip(vm.disks.iter().map(|d| d.path.clone())).collect();
-        guests.detach(self.vm, &images).await
-    }
 }
 
 /// What is known of the images of a VM that is off.
@@ -365,167 +343,7 @@ pub(crate) enum Trust {
     Nothing,
 }
 
-/// Files of a move, and the images that they were made from as those were.
-#[derive(Debug, Default)]
-struct Made {
-    files: Vec<PathBuf>,
-    seen: Vec<Seen>,
-}
-
 fn able(hypervisor: &dyn Hypervisor) -> Result<&dyn GuestDisks> {
     let what = || format!("{} cannot move disks of its VMs", hypervisor.describe());
     hypervisor.guest_disks().ok_or_else(|| Error::new(ErrorKind::Unsupported, what()))
-}
-
-/// Goes on with moves that the last run did not end, each until it is done or the appliance closes.
-pub(crate) async fn go_on(app: Arc<Appliance>) {
-    let found = app.catalog.call(|db| {
-        let mut all = Vec::new();
-        for domain in Moving::domains(db)? {
-            let record = DomainRecord::get(db, &domain)?;
-            for moving in Moving::of(db, &domain)? {
-                let vm = catalog::protected(db, &domain)?.into_iter().find(|vm| vm.name == moving.vm);
-                all.extend(vm.map(|vm| (record.clone(), vm)));
-            }
-        }
-        Ok(all)
-    });
-    match found.await {
-        Ok(all) => {
-            for (record, vm) in all {
-                tokio::spawn(go_on_with(Arc::clone(&app), record, vm));
-            }
-        }
-        Err(error) => tracing::error!("moves that were under way are not gone on with: {error}"),
-    }
-}
-
-async fn go_on_with(app: Arc<Appliance>, record: DomainRecord, vm: VmSource) {
-    let (mut pause, mut told) = (MIN_PAUSE, String::new());
-    let domain = record.name.clone();
-    while !app.closing.is_cancelled() {
-        let served = match app.hosting.get(&domain) {
-            Some(hosted) => hosted.is_running().await,
-            None => false,
-        };
-        let done = match served {
-            true => move_again(&app, &record, &vm).await,
-            false => Err(Error::new(ErrorKind::Unreachable, "its disks are not served yet")),
-        };
-        match done {
-            Ok(()) => return app.note("appliance", "moved", domain.as_str(), Ok(()), vm.name.as_str()).await,
-            Err(error) if error.to_string() == told => {}
-            Err(error) => {
-                told = error.to_string();
-                tracing::warn!(%domain, vm = %vm.name, "moving its disks is tried again: {told}");
-                app.note("appliance", "moved", domain.as_str(), Err(error.kind().word()), &told).await;
-            }
-        }
-        tokio::select! { () = tokio::time::sleep(pause) => {} () = app.closing.cancelled() => {} }
-        pause = (pause * 2).min(MAX_PAUSE);
-    }
-}
-
-/// One try, unless somebody has done it, or ended the protection, meanwhile.
-async fn move_again(app: &Arc<Appliance>, record: &DomainRecord, vm: &VmSource) -> Result<()> {
-    let _turn = app.turns.take(&record.name, &format!("disks of {} are moved", vm.name)).await?;
-    if let Some(task) = app.engine.running(&record.name) {
-        return Err(Error::new(ErrorKind::Unreachable, format!("task {} works on the domain", task.id)));
-    }
-    let domain = record.name.clone();
-    let under_way = app.catalog.call(move |db| Moving::of(db, &domain)).await?;
-    if !under_way.iter().any(|moving| moving.vm == vm.name) {
-        return Ok(());
-    }
-    let taking = TakingIn::new(app, record, &vm.name);
-    match taking.finish(vm, Trust::Nothing).await {
-        Err(error) if app.closing.is_cancelled() => Err(error),
-        // It will not do better: the guest keeps its old disks, and is not protected.
-        Err(error) if error.kind() == ErrorKind::Refused && !taking.has_moved(vm).await => {
-            tracing::error!(domain = %record.name, vm = %vm.name, "its protection is given up: {error}");
-            app.note("appliance", "gave up to protect", record.name.as_str(), Err("refused"), &error.to_string()).await;
-            taking.undo(vm).await?;
-            // Whether a guest ever wrote to them is not known any more: they are the operator's to remove.
-            for disk in vm.disks.iter().filter(|disk| taking.is_new(&disk.path)) {
-                tracing::warn!(domain = %record.name, vm = %vm.name, "{} is left, and not used", disk.path.display());
-            }
-            Ok(())
-        }
-        done => done,
-    }
-}
-
-async fn remove_files(made: &Made) {
-    for file in &made.files {
-        if let Err(error) = tokio::fs::remove_file(file).await
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!("{} is left over: {error}", file.display());
-        }
-    }
-}
-
-fn make_room(path: &Path) -> Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .io_context(|| format!("make {}", dir.display()))?;
-    match path.exists() {
-        false => Ok(()),
-        true => {
-            let why = format!("{} is there already, from a protection before", path.display());
-            Err(Error::new(ErrorKind::Refused, format!("{why}; nothing of it is used: remove it")))
-        }
-    }
-}
-
-/// A new image of `size` bytes that holds nothing.
-fn make_empty(path: &Path, size: u64) -> Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    make_room(path)?;
-    let what = || format!("make {}", path.display());
-    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).io_context(what)?;
-    file.set_len(size).io_context(what)?;
-    file.sync_all().io_context(what)
-}
-
-/// Reads an image in another format into a raw one, which has its name only once it is whole and durable.
-async fn convert(conversion: &Conversion) -> Result<()> {
-    let Conversion { from, format, to } = conversion;
-    make_room(to)?;
-    let text = |path: &Path| {
-        let text = path.to_str().map(str::to_owned);
-        text.ok_or_else(|| Error::new(ErrorKind::Invalid, format!("{} is not UTF-8", path.display())))
-    };
-    let part = PathBuf::from(format!("{}.part", text(to)?));
-    let command = ["qemu-img", "convert", "-f", format, "-O", "raw", "--"].map(str::to_owned);
-    let run = RunCommand {
-        command: command.into_iter().chain([text(from)?, text(&part)?]).collect(),
-        environment: [("LC_ALL".to_owned(), "C".to_owned())].into(),
-        input: Vec::new(),
-        limit: CONVERSION,
-        max_output: MAX_ERRORS,
-        max_errors: MAX_ERRORS,
-    };
-    let end = run.run().await.map_err(|e| match e.kind() {
-        ErrorKind::NotFound => Error::new(ErrorKind::Unsupported, "there is no qemu-img here: install QEMU's tools"),
-        _ => e,
-    })?;
-    if end.code != Some(0) {
-        let _ = tokio::fs::remove_file(&part).await;
-        let said = String::from_utf8_lossy(&end.errors).trim().to_owned();
-        return Err(Error::new(ErrorKind::Io, format!("convert {}: {said}", from.display())));
-    }
-    let to = to.clone();
-    let finish = move || {
-        std::fs::File::open(&part)
-            .and_then(|file| file.sync_all())
-            .io_context(|| format!("sync {}", part.display()))?;
-        std::fs::rename(&part, &to).io_context(|| format!("name {}", to.display()))
-    };
-    let done = tokio::task::spawn_blocking(finish).await;
-    done.map_err(|e| Error::with_source(ErrorKind::Internal, "naming an image panicked", e))?
 }

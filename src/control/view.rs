@@ -171,12 +171,26 @@ impl Appliance {
             None => self.fill_looked(&mut view, record, look.as_ref()),
         }
         self.fill_facts(&mut view, record, deadline).await;
+        self.fill_moves(&mut view, record);
         if let Some(follow) = view.follow.as_ref().filter(|follow| !follow.problem.is_empty()) {
             let how = if follow.running { "its disks follow, but" } else { "its disks do not follow now:" };
             view.problems.push(format!("{how} {}", follow.problem));
         }
         view.problems.extend(self.guests.of(&record.name));
         view
+    }
+
+    /// From the moves that are under way. A VM that is not served yet is shown for its move alone.
+    fn fill_moves(&self, view: &mut proto::Domain, record: &DomainRecord) {
+        for (vm, shown) in self.moves.of(&record.name) {
+            let at = view.vms.iter().position(|one| one.name == vm.as_str()).unwrap_or_else(|| {
+                let status = ProtectionStatus::Initializing.into();
+                view.vms.push(proto::Vm { name: vm.to_string(), status, ..proto::Vm::default() });
+                view.vms.len() - 1
+            });
+            view.vms[at].r#move = Some(shown);
+        }
+        view.problems.extend(self.moves.troubles(&record.name));
     }
 
     /// From what the engine would act on, where there is more than a look tells: a task, disks that follow or are here.
@@ -399,6 +413,7 @@ pub(crate) fn vms_of_summary(summary: &DomainSummary) -> Vec<proto::Vm> {
             cpus: vm.shape.cpus,
             memory_bytes: vm.shape.memory_bytes,
             definition_kind: vm.definition_kind.clone(),
+            r#move: None,
         }
     });
     vms.collect()

@@ -53,6 +53,7 @@ mod validate;
 mod words;
 mod world;
 
+pub(crate) use engine::Meter;
 pub use engine::{Engine, EngineSettings, JOURNAL_ATTEMPTS, Planned, Recovered, replay};
 pub use event::{ENTRY_VERSION, Entry, Event, MAX_ENTRY_LEN, Outcome};
 pub use facts::{DomainFacts, FollowFacts, HandOverRequest, LocalDisks, Owner, PointFacts, VmFacts};

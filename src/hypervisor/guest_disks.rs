@@ -61,8 +61,42 @@ pub struct FoundVm {
     pub notes: Vec<String>,
 }
 
-/// Told of bytes that are copied, of all that are to be.
-pub type CopyProgress<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
+/// How far a disk that is moved is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyStage {
+    /// It is copied, or was, and what is written meanwhile is copied after it.
+    Copying,
+    /// All is copied, and every write goes to both places.
+    Ready,
+    /// Its guest uses the copy.
+    Moved,
+}
+
+/// A disk that is moved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskCopy {
+    /// Its name in the VM.
+    pub disk: Name,
+    /// How far it is.
+    pub stage: CopyStage,
+    /// Bytes that are copied.
+    pub done: u64,
+    /// Bytes that are to be copied, as far as that is known: what the guest writes meanwhile is added. 0 before that.
+    pub total: u64,
+}
+
+/// Who has disks moved, as the driver that moves them sees it.
+#[async_trait]
+pub trait MoveWatcher: Send + Sync {
+    /// How far all disks are that the call moves. Told each time that it looked.
+    fn copies(&self, copies: &[DiskCopy]);
+
+    /// All are ready, and the first is about to be switched over: told once, before that. Not told where none is.
+    ///
+    /// # Errors
+    /// Any ends the move: all copies are ended, and the VM uses its old disks.
+    async fn pivoting(&self) -> Result<()>;
+}
 
 /// See the module.
 #[async_trait]
@@ -84,7 +118,7 @@ pub trait GuestDisks: Send + Sync {
     ///
     /// # Errors
     /// `Refused` where it does not run; `NotFound`; `Unreachable`; `Io` where a copy fails.
-    async fn move_onto(&self, vm: &Name, disks: &[DiskSpec], progress: CopyProgress<'_>) -> Result<()>;
+    async fn move_onto(&self, vm: &Name, disks: &[DiskSpec], watcher: &dyn MoveWatcher) -> Result<()>;
 
     /// Ends copies that a process before this one began and did not finish. The VM uses its old disks.
     ///
@@ -108,6 +142,6 @@ pub trait GuestDisks: Send + Sync {
         vm: &Name,
         definition: &str,
         images: &[(DiskSpec, PathBuf)],
-        progress: CopyProgress<'_>,
+        watcher: &dyn MoveWatcher,
     ) -> Result<Vec<(Name, PathBuf)>>;
 }

@@ -20,7 +20,7 @@ mod spec;
 mod subprocess;
 
 pub use exec::{EXEC_VERSION, ExecDriver, ExecSettings, MAX_ANSWER};
-pub use guest_disks::{CopyProgress, DiskPlace, FoundDisk, FoundVm, GuestDisks};
+pub use guest_disks::{CopyStage, DiskCopy, DiskPlace, FoundDisk, FoundVm, GuestDisks, MoveWatcher};
 pub use libvirt::{LIBVIRT_XML, LibvirtDriver, LibvirtSettings};
 pub use none::NoHypervisor;
 pub use qemu::{

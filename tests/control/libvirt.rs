@@ -17,7 +17,7 @@ use crate::support::real_images::{run, tool};
 use crate::support::{agent, skipped};
 
 /// What the guest does: tells what it finds, writes on, and ends with its power button.
-const SCRIPT: &str = r#"
+pub(super) const SCRIPT: &str = r#"
 mount -t ext4 /dev/vda /mnt || echo failed: mount
 touch /mnt/rows
 awk '$2 != NR { bad = 1 } END { print (bad ? "torn " : "whole ") NR }' /mnt/rows
@@ -47,7 +47,7 @@ fn settings(uri: &str, place: &Place) -> LibvirtSettings {
 }
 
 /// A guest's definition, with its disk as `disk` says and its console in a file.
-fn definition(place: &Place, kernel: &Kernel, name: &str, disk: &str) -> String {
+pub(super) fn definition(place: &Place, kernel: &Kernel, name: &str, disk: &str) -> String {
     let (console, initramfs) = (place.path("console"), place.path("initramfs"));
     format!(
         "<domain type='qemu'><name>{name}</name><memory unit='MiB'>192</memory><vcpu>1</vcpu>\
@@ -63,7 +63,7 @@ fn definition(place: &Place, kernel: &Kernel, name: &str, disk: &str) -> String 
     )
 }
 
-fn file_disk(path: &Path, format: &str) -> String {
+pub(super) fn file_disk(path: &Path, format: &str) -> String {
     format!(
         "<disk type='file' device='disk'><driver name='qemu' type='{format}'/><source file='{}'/>\
          <target dev='vda' bus='virtio'/></disk>",
@@ -72,7 +72,7 @@ fn file_disk(path: &Path, format: &str) -> String {
 }
 
 /// A qcow2 image with an empty ext4 in it.
-fn make_image(place: &Place) -> PathBuf {
+pub(super) fn make_image(place: &Place) -> PathBuf {
     let (raw, image) = (place.path("raw"), place.path("web.qcow2"));
     std::fs::File::create(&raw).unwrap().set_len(64 << 20).unwrap();
     run(tool("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(&raw));
@@ -81,7 +81,7 @@ fn make_image(place: &Place) -> PathBuf {
 }
 
 /// The console of the guest, at whatever site.
-struct Console(PathBuf);
+pub(super) struct Console(pub(super) PathBuf);
 
 impl Console {
     /// Whole lines: half a number is another one.
@@ -92,7 +92,7 @@ impl Console {
     }
 
     /// The newest number that stands behind a word.
-    fn newest(&self, word: &str) -> Option<u64> {
+    pub(super) fn newest(&self, word: &str) -> Option<u64> {
         self.lines().iter().rev().find_map(|line| line.strip_prefix(word)?.strip_prefix(' ')?.parse().ok())
     }
 
@@ -100,7 +100,7 @@ impl Console {
         self.lines().iter().filter(|line| line.starts_with(word)).count()
     }
 
-    fn wait(&self, what: &str, mut is: impl FnMut() -> bool) {
+    pub(super) fn wait(&self, what: &str, mut is: impl FnMut() -> bool) {
         let began = Instant::now();
         while !is() {
             assert!(began.elapsed() < PATIENCE * 2, "{what} never came: {:#?}", self.lines());
@@ -109,20 +109,20 @@ impl Console {
     }
 
     /// Waits until the guest has booted `boots` times in all, with every line there; how many lines it found then.
-    fn boots(&self, boots: usize) -> u64 {
+    pub(super) fn boots(&self, boots: usize) -> u64 {
         self.wait("a boot", || self.count("whole") + self.count("torn") >= boots);
         assert_eq!((self.count("torn"), self.count("whole")), (0, boots), "{:#?}", self.lines());
         self.newest("whole").unwrap()
     }
 
     /// Waits until it has written some more.
-    fn some_more(&self) -> u64 {
+    pub(super) fn some_more(&self) -> u64 {
         let now = self.newest("kept").unwrap_or(0);
         self.wait("lines", || self.newest("kept").unwrap_or(0) >= now + 5);
         self.newest("kept").unwrap()
     }
 
-    fn assert_no_alarm(&self) {
+    pub(super) fn assert_no_alarm(&self) {
         let lines = self.lines();
         let alarm = lines.iter().find(|line| ALARMS.iter().any(|alarm| line.contains(alarm)));
         assert_eq!(alarm, None, "{lines:#?}");
@@ -130,15 +130,15 @@ impl Console {
 }
 
 /// A site with a daemon and an appliance.
-struct Site<'p> {
-    place: &'p Place,
+pub(super) struct Site<'p> {
+    pub(super) place: &'p Place,
     name: &'static str,
-    libvirt: Libvirt,
-    appliance: Option<Appliance>,
+    pub(super) libvirt: Libvirt,
+    pub(super) appliance: Option<Appliance>,
 }
 
 impl<'p> Site<'p> {
-    fn start(place: &'p Place, name: &'static str) -> Site<'p> {
+    pub(super) fn start(place: &'p Place, name: &'static str) -> Site<'p> {
         std::fs::create_dir(place.path(&format!("{name}-disks"))).unwrap();
         let libvirt = Libvirt::start(&place.path(name));
         let mut site = Site { place, name, libvirt, appliance: None };
@@ -146,16 +146,16 @@ impl<'p> Site<'p> {
         site
     }
 
-    fn serve(&mut self) {
+    pub(super) fn serve(&mut self) {
         let more = format!("[hypervisor]\nkind = \"libvirt\"\nuri = \"{}\"\npoll = \"50ms\"\n", self.libvirt.uri());
         self.appliance = Some(self.place.serve_with(self.name, &more));
     }
 
-    fn appliance(&self) -> &Appliance {
+    pub(super) fn appliance(&self) -> &Appliance {
         self.appliance.as_ref().unwrap()
     }
 
-    fn ask(&self, args: &[&str]) -> Value {
+    pub(super) fn ask(&self, args: &[&str]) -> Value {
         self.appliance().ask(args).good()
     }
 
@@ -211,7 +211,7 @@ impl<'p> Site<'p> {
     }
 }
 
-fn with_a_guest(what: &str, test: impl FnOnce(&Kernel)) {
+pub(super) fn with_a_guest(what: &str, test: impl FnOnce(&Kernel)) {
     match (missing(), Kernel::find()) {
         (None, Ok(kernel)) => test(&kernel),
         (Some(why), _) | (None, Err(why)) => skipped(what, &why),

@@ -12,6 +12,7 @@ mod figures;
 mod flow;
 mod hostile;
 mod libvirt;
+mod live;
 mod logs;
 mod outsider;
 mod qemu;

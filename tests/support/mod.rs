@@ -12,6 +12,7 @@ pub(crate) mod agent;
 pub(crate) mod appliance;
 pub(crate) mod contract;
 pub(crate) mod guest;
+pub(crate) mod held_virsh;
 pub(crate) mod kills;
 pub(crate) mod libvirt;
 pub(crate) mod mounts;

@@ -1,4 +1,4 @@
-//! VMs whose hypervisor is being made to use the exports of their disks: what a start goes on with.
+//! VMs whose disks are being moved, onto exports or back: what a start goes on with.
 
 use rusqlite::Connection;
 
@@ -12,17 +12,30 @@ pub(crate) struct Moving {
     pub(crate) vm: Name,
     /// Its guest runs, and is copied onto images that held nothing: no point covers it until that is done.
     pub(crate) fills: bool,
+    /// It is protected no longer once this is done, and its guest is moved back where it was before.
+    pub(crate) leaves: bool,
+    /// Its disks were about to change over: some may have.
+    pub(crate) pivots: bool,
 }
 
 impl Moving {
     /// Those of a domain, by name.
     pub(crate) fn of(db: &Connection, domain: &Name) -> Result<Vec<Moving>> {
         let failed = |e| failed("read which VMs are moved", e);
-        let mut statement =
-            db.prepare_cached("SELECT vm, fills FROM moving WHERE domain = ?1 ORDER BY vm").map_err(failed)?;
-        let rows = statement.query_map([domain.as_str()], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)));
-        let rows: Vec<(String, bool)> = rows.and_then(Iterator::collect).map_err(failed)?;
-        rows.into_iter().map(|(vm, fills)| Ok(Moving { vm: name(&vm)?, fills })).collect()
+        let sql = "SELECT vm, fills, leaves, pivots FROM moving WHERE domain = ?1 ORDER BY vm";
+        let mut statement = db.prepare_cached(sql).map_err(failed)?;
+        let rows = statement
+            .query_map([domain.as_str()], |row| Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?, row.get(3)?)));
+        let rows: Vec<(String, bool, bool, bool)> = rows.and_then(Iterator::collect).map_err(failed)?;
+        let moving = |(vm, fills, leaves, pivots): (String, bool, bool, bool)| {
+            Ok(Moving { vm: name(&vm)?, fills, leaves, pivots })
+        };
+        rows.into_iter().map(moving).collect()
+    }
+
+    /// A VM of a domain; `None` where it is not under way.
+    pub(crate) fn get(db: &Connection, domain: &Name, vm: &Name) -> Result<Option<Moving>> {
+        Ok(Moving::of(db, domain)?.into_iter().find(|moving| moving.vm == *vm))
     }
 
     /// Domains with such VMs, by name.
@@ -34,19 +47,45 @@ impl Moving {
         rows.iter().map(|text| name(text)).collect()
     }
 
-    /// Writes that it is under way. The VM must be there.
-    pub(crate) fn begin(&self, db: &Connection, domain: &Name) -> Result<()> {
+    /// What its images hold, or what is written to them, is no moment of its guest: no point may cover it.
+    pub(crate) fn is_no_moment(&self) -> bool {
+        self.fills || (self.leaves && self.pivots)
+    }
+
+    /// Writes that it goes onto its exports, and nowhere else. The VM must be there.
+    pub(crate) fn begin(db: &Connection, domain: &Name, vm: &Name, fills: bool) -> Result<()> {
         let sql = "INSERT INTO moving (domain, vm, fills) VALUES (?1, ?2, ?3)
-                   ON CONFLICT (domain, vm) DO UPDATE SET fills = excluded.fills";
-        db.execute(sql, (domain.as_str(), self.vm.as_str(), self.fills))
-            .map_err(|e| failed("write that a VM is moved", e))?;
-        Ok(())
+                   ON CONFLICT (domain, vm) DO UPDATE SET fills = excluded.fills, leaves = 0, pivots = 0";
+        change(db, sql, (domain.as_str(), vm.as_str(), fills))
+    }
+
+    /// Writes that it goes back. Where it was on its way onto its exports, they hold no moment of it still. The VM must be
+    /// there.
+    pub(crate) fn begin_to_leave(db: &Connection, domain: &Name, vm: &Name) -> Result<()> {
+        let sql = "INSERT INTO moving (domain, vm, fills, leaves) VALUES (?1, ?2, 0, 1)
+                   ON CONFLICT (domain, vm) DO UPDATE SET leaves = 1";
+        change(db, sql, (domain.as_str(), vm.as_str()))
+    }
+
+    /// Writes that its disks are about to change over.
+    pub(crate) fn pivot(db: &Connection, domain: &Name, vm: &Name) -> Result<()> {
+        change(db, "UPDATE moving SET pivots = 1 WHERE domain = ?1 AND vm = ?2", (domain.as_str(), vm.as_str()))
+    }
+
+    /// Writes that it does not leave: all its disks are on their exports. One that was on its way there still is.
+    pub(crate) fn stay(db: &Connection, domain: &Name, vm: &Name) -> Result<()> {
+        let key = (domain.as_str(), vm.as_str());
+        change(db, "DELETE FROM moving WHERE domain = ?1 AND vm = ?2 AND fills = 0", key)?;
+        change(db, "UPDATE moving SET leaves = 0, pivots = 0 WHERE domain = ?1 AND vm = ?2", key)
     }
 
     /// It is done. One that is not under way is no error.
     pub(crate) fn end(db: &Connection, domain: &Name, vm: &Name) -> Result<()> {
-        let sql = "DELETE FROM moving WHERE domain = ?1 AND vm = ?2";
-        db.execute(sql, (domain.as_str(), vm.as_str())).map_err(|e| failed("write that a VM was moved", e))?;
-        Ok(())
+        change(db, "DELETE FROM moving WHERE domain = ?1 AND vm = ?2", (domain.as_str(), vm.as_str()))
     }
+}
+
+fn change(db: &Connection, sql: &str, parameters: impl rusqlite::Params) -> Result<()> {
+    db.execute(sql, parameters).map_err(|e| failed("write that a VM is moved", e))?;
+    Ok(())
 }

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) const APPLICATION: i64 = 0x4652_5348;
 
 /// What leads from version n to n + 1. Reasons stand beside each.
-const STEPS: [&str; 4] = [
+const STEPS: [&str; 5] = [
     // 1: the first.
     "CREATE TABLE site (one INTEGER PRIMARY KEY CHECK (one = 1), name TEXT NOT NULL, catalog TEXT NOT NULL,
         created INTEGER NOT NULL) STRICT;
@@ -42,6 +42,9 @@ const STEPS: [&str; 4] = [
     // 4: VMs whose disks are being moved.
     "CREATE TABLE moving (domain TEXT NOT NULL, vm TEXT NOT NULL, fills INTEGER NOT NULL CHECK (fills IN (0, 1)),
         PRIMARY KEY (domain, vm), FOREIGN KEY (domain, vm) REFERENCES vm (domain, name) ON DELETE CASCADE) STRICT;",
+    // 5: those that are moved back, and that their disks may have changed over.
+    "ALTER TABLE moving ADD COLUMN leaves INTEGER NOT NULL DEFAULT 0 CHECK (leaves IN (0, 1));
+     ALTER TABLE moving ADD COLUMN pivots INTEGER NOT NULL DEFAULT 0 CHECK (pivots IN (0, 1));",
 ];
 
 /// The version that this program writes.

@@ -250,25 +250,69 @@ async fn an_entry_that_cannot_be_read_is_told_in_its_place_and_hides_no_other_ta
 fn a_vm_that_is_moved_is_known_until_that_is_done_or_it_is_gone() {
     let dir = tempfile::tempdir().unwrap();
     let catalog = open(dir.path()).unwrap();
-    let moving = |fills| Moving { vm: n("web"), fills };
+    let (d, web) = (n("d"), n("web"));
     catalog
         .call_blocking(|db| {
             store("s").put(db).and_then(|()| domain("d").insert(db))?;
-            assert!(moving(true).begin(db, &n("d")).is_err(), "the VM must be there");
-            disks::protect(db, &n("d"), &vm())?;
-            assert_eq!(disks::domains_of(db, &n("web"))?, [n("d")]);
-            moving(true).begin(db, &n("d"))?;
-            moving(false).begin(db, &n("d"))?;
-            assert_eq!((Moving::of(db, &n("d"))?, Moving::domains(db)?), (vec![moving(false)], vec![n("d")]));
-            Moving::end(db, &n("d"), &n("web"))?;
-            Moving::end(db, &n("d"), &n("web"))?;
-            assert_eq!(Moving::of(db, &n("d"))?, []);
-            moving(true).begin(db, &n("d"))?;
-            disks::unprotect(db, &n("d"), &n("web"))?;
-            assert_eq!((Moving::of(db, &n("d"))?, disks::domains_of(db, &n("web"))?), (vec![], vec![]));
+            assert!(Moving::begin(db, &d, &web, true).is_err(), "the VM must be there");
+            disks::protect(db, &d, &vm())?;
+            assert_eq!(disks::domains_of(db, &web)?, [n("d")]);
+            let is = |fills, leaves, pivots| {
+                let expected = Moving { vm: n("web"), fills, leaves, pivots };
+                assert_eq!(Moving::of(db, &d).unwrap(), [expected.clone()]);
+                assert_eq!(Moving::get(db, &d, &web).unwrap(), Some(expected.clone()));
+                expected.is_no_moment()
+            };
+            Moving::begin(db, &d, &web, true)?;
+            assert!(is(true, false, false));
+            Moving::pivot(db, &d, &web)?;
+            assert!(is(true, false, true));
+            Moving::begin(db, &d, &web, false)?;
+            assert!(!is(false, false, false) && Moving::domains(db)? == [n("d")]);
+            Moving::end(db, &d, &web)?;
+            Moving::end(db, &d, &web)?;
+            assert_eq!(Moving::of(db, &d)?, []);
+            // One that leaves is covered until its disks change over, and as before where it stays.
+            Moving::begin_to_leave(db, &d, &web)?;
+            assert!(!is(false, true, false));
+            Moving::pivot(db, &d, &web)?;
+            assert!(is(false, true, true));
+            Moving::stay(db, &d, &web)?;
+            assert_eq!(Moving::get(db, &d, &web)?, None);
+            // What was not whole before is not whole because it was to leave.
+            Moving::begin(db, &d, &web, true)?;
+            Moving::begin_to_leave(db, &d, &web)?;
+            assert!(is(true, true, false));
+            Moving::stay(db, &d, &web)?;
+            assert!(is(true, false, false));
+            disks::unprotect(db, &d, &web)?;
+            assert_eq!((Moving::of(db, &d)?, disks::domains_of(db, &web)?), (vec![], vec![]));
             Ok(())
         })
         .unwrap();
+}
+
+#[test]
+fn a_catalog_of_the_version_before_is_brought_to_this_one_with_what_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = open(dir.path()).unwrap();
+    let path = catalog.path().to_owned();
+    catalog
+        .call_blocking(|db| {
+            store("s").put(db).and_then(|()| domain("d").insert(db))?;
+            disks::protect(db, &n("d"), &vm())?;
+            Moving::begin(db, &n("d"), &n("web"), true)
+        })
+        .unwrap();
+    drop(catalog);
+    let back = "ALTER TABLE moving DROP COLUMN leaves; ALTER TABLE moving DROP COLUMN pivots; PRAGMA user_version = 4;";
+    Connection::open(&path).unwrap().execute_batch(back).unwrap();
+    assert_eq!(inspect_catalog(&path, false).unwrap().unwrap().value("version"), Some(&4.into()));
+    let catalog = open(dir.path()).unwrap();
+    let moving = catalog.call_blocking(|db| Moving::of(db, &n("d"))).unwrap();
+    assert_eq!(moving, [Moving { vm: n("web"), fills: true, leaves: false, pivots: false }]);
+    drop(catalog);
+    assert_eq!(inspect_catalog(&path, false).unwrap().unwrap().value("version"), Some(&5.into()));
 }
 
 #[test]

@@ -15,6 +15,7 @@ use crate::control::access::Caller;
 use crate::control::appliance::Appliance;
 use crate::control::catalog::{self, DomainRecord, Moving};
 use crate::control::fault::{Done, Fault};
+use crate::control::letting_go::LettingGo;
 use crate::control::proto::vm_service_server::VmService;
 use crate::control::proto::*;
 use crate::control::settings::Role;
@@ -170,10 +171,11 @@ async fn protect_found(app: &Arc<Appliance>, caller: &Caller, asked: &ProtectVmR
     let record = app.domain(&domain).await?;
     let taking = TakingIn::new(app, &record, &vm);
     if let Some(there) = known(app, &domain).await?.into_iter().find(|there| there.name == vm) {
-        let which = domain.clone();
-        let moving = app.catalog.call(move |db| Moving::of(db, &which)).await?;
-        if moving.iter().any(|moving| moving.vm == vm) {
-            taking.finish(&there, Trust::Nothing).await?;
+        let (which, one) = (domain.clone(), vm.clone());
+        match app.catalog.call(move |db| Moving::get(db, &which, &one)).await? {
+            Some(moving) if moving.leaves => taking.stay(&there).await?,
+            Some(_) => taking.finish(&there, Trust::Nothing).await?,
+            None => {}
         }
         return Ok(app.view_vm(&record, &vm).await);
     }
@@ -245,46 +247,9 @@ async fn unprotect(app: &Arc<Appliance>, by: &str, asked: &UnprotectVmRequest) -
     let Some(found) = known.iter().find(|one| one.name == vm) else {
         return Err(missing(&domain, &format!("VM {vm}")));
     };
-    let rest: Vec<VmSource> = known.iter().filter(|one| one.name != vm).cloned().collect();
-    let taking = TakingIn::new(app, &record, &vm);
-    let moved = taking.move_back(found).await?;
-    let mut answer = UnprotectVmResponse { all_shipped: true, notes: Vec::new() };
-    let hosted = app.hosting.get(&domain);
-    let runs = match &hosted {
-        Some(hosted) => hosted.is_running().await,
-        None => false,
-    };
-    if let (Some(hosted), true, false) = (&hosted, runs, rest.is_empty()) {
-        for disk in &found.disks {
-            match hosted.remove(&vm, &disk.name).await {
-                // It was removed by a call that did not come to its end.
-                Err(e) if e.kind() == ErrorKind::NotFound => {}
-                other => other?,
-            }
-        }
-    } else if let Some(ended) = app.hosting.end(&domain).await {
-        match ended {
-            Ok(report) => {
-                answer.all_shipped = report.all_shipped || !runs;
-                answer.notes = report.notes;
-            }
-            Err(error) => answer.notes.push(error.to_string()),
-        }
-    }
-    if let Some(hosted) = &hosted {
-        // Its copy, if one was under way, was ended.
-        hosted.filling().end(&vm);
-    }
-    answer.notes.extend(moved);
-    taking.detach(found).await?;
-    let (which, gone) = (domain.clone(), vm.clone());
-    app.catalog.call(move |db| catalog::unprotect(db, &which, &gone)).await?;
-    if hosted.is_some() && !runs && !rest.is_empty() {
-        // Perhaps it was this VM that kept the others from starting.
-        let request = app.world.protect_request(&domain).await?;
-        app.hosting.restart(&app.stores, &record.store, request)?;
-    }
-    Ok(answer)
+    let done = LettingGo::new(app, &record, found).run().await?;
+    app.moves.trouble(&domain, &vm, None);
+    Ok(UnprotectVmResponse { all_shipped: done.all_shipped, notes: done.notes })
 }
 
 async fn add_disk(app: &Arc<Appliance>, caller: &Caller, asked: &AddDiskRequest) -> Done<Vm> {

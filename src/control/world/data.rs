@@ -139,7 +139,7 @@ impl SiteWorld {
         let which = domain.clone();
         let moving = self.catalog.call(move |db| catalog::Moving::of(db, &which)).await?;
         let filling = crate::protect::Filling::default();
-        for vm in vms.iter().filter(|vm| moving.iter().any(|moving| moving.fills && moving.vm == vm.name)) {
+        for vm in vms.iter().filter(|vm| moving.iter().any(|moving| moving.is_no_moment() && moving.vm == vm.name)) {
             vm.disks.iter().for_each(|disk| filling.begin(&vm.name, &disk.name));
         }
         Ok(ProtectRequest { origin, filling, ..self.settings.protect_request(domain.clone(), vms) })

@@ -1,4 +1,4 @@
-//! Rate and time left of the step that runs, and of each of its disks, from what was measured. No clock of its own.
+//! Rate and time left of what runs, such as a step, and of each of its disks, from what was measured. No clock of its own.
 //!
 //! Invariant: time left is told only where there is something to tell it by: a total, and bytes that moved in the last half
 //! minute; or where nothing is left.
@@ -16,7 +16,7 @@ const MAX_SAMPLES: usize = 128;
 
 /// What was done, and when.
 #[derive(Debug, Default)]
-pub(super) struct Meter {
+pub(crate) struct Meter {
     all: Samples,
     /// Of the disks of the newest snapshot, and no others.
     disks: BTreeMap<String, Samples>,
@@ -52,7 +52,7 @@ impl Samples {
 
 impl Meter {
     /// Where it stands at `now`.
-    pub(super) fn take(&mut self, now: Time, snapshot: Snapshot) -> TaskProgress {
+    pub(crate) fn take(&mut self, now: Time, snapshot: Snapshot) -> TaskProgress {
         let all = self.all.take(now, snapshot.done, snapshot.total);
         let mut before = std::mem::take(&mut self.disks);
         let mut disks = Vec::with_capacity(snapshot.disks.len());

@@ -16,6 +16,8 @@ mod drive;
 mod meter;
 mod slot;
 
+pub(crate) use self::meter::Meter;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

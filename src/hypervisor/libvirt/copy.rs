@@ -23,7 +23,7 @@ use super::fit::onto_export;
 use super::virsh::{Listed, mark};
 use super::xml::Element;
 use crate::error::{Error, ErrorKind, Result};
-use crate::hypervisor::{CopyProgress, DiskSpec, FoundVm, GuestDisks};
+use crate::hypervisor::{CopyStage, DiskCopy, DiskSpec, FoundVm, GuestDisks, MoveWatcher};
 use crate::ids::Name;
 
 /// Time without any progress after which a copy is given up.
@@ -31,26 +31,11 @@ const STUCK: Duration = Duration::from_secs(600);
 /// Between two looks at copies.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// A disk to be moved: its name in the guest, and what it is to be.
+/// A disk to be moved: its name, that in the guest, and what it is to be.
 struct Move {
+    disk: Name,
     target: String,
     to: Element,
-}
-
-/// How far the copies of a VM are.
-struct Stand {
-    /// In the order of the moves.
-    disks: Vec<Copying>,
-    done: u64,
-    total: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Copying {
-    /// There is none.
-    Gone,
-    UnderWay,
-    Ready,
 }
 
 impl LibvirtDriver {
@@ -66,20 +51,21 @@ impl LibvirtDriver {
 
     /// Copies and pivots. Answers when all disks are moved. `next` makes of a disk what the next start takes: written as
     /// soon as it has pivoted, since what the guest writes from then on is nowhere else.
-    async fn move_disks(
-        &self,
-        vm: &Listed,
-        moves: &[Move],
-        next: Change<'_>,
-        progress: CopyProgress<'_>,
-    ) -> Result<()> {
+    async fn move_disks(&self, vm: &Listed, moves: &[Move], next: Change<'_>, watcher: &dyn MoveWatcher) -> Result<()> {
         let own = |target: &str, _: &Source| moves.iter().any(|one| one.target == target);
-        if let Err(error) = self.copy_all(vm, moves, progress).await {
-            if let Err(also) = self.end_copies(vm, &own).await {
-                tracing::warn!(vm = %vm.name, "its copies could not be ended: {also}");
+        let ready = match self.copy_all(vm, moves, watcher).await {
+            Ok(ready) if !moves.is_empty() => watcher.pivoting().await.map(|()| ready),
+            other => other,
+        };
+        let mut stand = match ready {
+            Ok(stand) => stand,
+            Err(error) => {
+                if let Err(also) = self.end_copies(vm, &own).await {
+                    tracing::warn!(vm = %vm.name, "its copies could not be ended: {also}");
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
+        };
         for (n, one) in moves.iter().enumerate() {
             let pivot = ["blockjob", &vm.uuid, &one.target, "--pivot"];
             let pivoted = match self.virsh.tell(&pivot, String::new(), STUCK).await {
@@ -101,11 +87,14 @@ impl LibvirtDriver {
                 let what = format!("move disk {} of VM {} ({told} moved before)", one.target, vm.name);
                 return Err(error.while_doing(what));
             }
+            stand[n].stage = CopyStage::Moved;
+            watcher.copies(&stand);
         }
         Ok(())
     }
 
-    async fn copy_all(&self, vm: &Listed, moves: &[Move], progress: CopyProgress<'_>) -> Result<()> {
+    /// Copies until all are ready; how far they were then, in the order of the moves.
+    async fn copy_all(&self, vm: &Listed, moves: &[Move], watcher: &dyn MoveWatcher) -> Result<Vec<DiskCopy>> {
         for one in moves {
             let arguments =
                 ["blockcopy", &vm.uuid, &one.target, "--xml", "/dev/stdin", "--reuse-external", "--transient-job"];
@@ -115,17 +104,12 @@ impl LibvirtDriver {
         let (mut least, mut since) = (u64::MAX, Instant::now());
         loop {
             let stand = self.stand(vm, moves).await?;
-            if let Some(n) = stand.disks.iter().position(|copying| *copying == Copying::Gone) {
-                let why = format!("the copy of disk {} of VM {} failed: QEMU gave it up", moves[n].target, vm.name);
-                let advice = "its log, and the space and state of both places, tell why";
-                return Err(Error::new(ErrorKind::Io, format!("{why}; {advice}; the guest goes on with its old disk")));
-            }
-            progress(stand.done, stand.total);
-            if stand.disks.iter().all(|copying| *copying == Copying::Ready) {
-                return Ok(());
+            watcher.copies(&stand);
+            if stand.iter().all(|copy| copy.stage == CopyStage::Ready) {
+                return Ok(stand);
             }
             // A guest that writes as fast as it is copied gets nowhere, however much is copied.
-            let left = stand.total.saturating_sub(stand.done);
+            let left = stand.iter().map(|copy| copy.total.saturating_sub(copy.done)).sum();
             if left < least {
                 (least, since) = (left, Instant::now());
             }
@@ -138,26 +122,28 @@ impl LibvirtDriver {
     }
 
     /// How far copies are, in one call.
-    async fn stand(&self, vm: &Listed, moves: &[Move]) -> Result<Stand> {
+    ///
+    /// # Errors
+    /// `Io` where one is there no more; what libvirt says.
+    async fn stand(&self, vm: &Listed, moves: &[Move]) -> Result<Vec<DiskCopy>> {
         let mark = mark();
         let jobs = moves.iter().map(|one| format!("; echo {mark}; blockjob {} {} --raw", vm.uuid, one.target));
         let command = format!("dumpxml {}{}", vm.uuid, jobs.collect::<String>());
         let text = self.virsh.ask(&[&command]).await?;
         let mut parts = text.split(&mark);
         let running = Definition::parse(parts.next().unwrap_or_default())?;
-        let mirrors = mirrors(&running);
-        let (mut done, mut total) = (0, 0);
-        for job in parts {
-            let number = |name: &str| job.lines().find_map(|l| l.trim().strip_prefix(name)?.parse::<u64>().ok());
-            done += number("cur=").unwrap_or(0);
-            total += number("end=").unwrap_or(0);
-        }
-        let state = |one: &Move| match mirrors.iter().find(|mirror| mirror.target == one.target) {
-            None => Copying::Gone,
-            Some(mirror) if mirror.ready => Copying::Ready,
-            Some(_) => Copying::UnderWay,
+        let (mirrors, mut jobs) = (mirrors(&running), parts);
+        let copy = |one: &Move| {
+            let job = jobs.next().unwrap_or_default();
+            let Some(mirror) = mirrors.iter().find(|mirror| mirror.target == one.target) else {
+                let why = format!("the copy of disk {} of VM {} failed: QEMU gave it up", one.target, vm.name);
+                let advice = "its log, and the space and state of both places, tell why";
+                return Err(Error::new(ErrorKind::Io, format!("{why}; {advice}; the guest goes on with its old disk")));
+            };
+            let stage = if mirror.ready { CopyStage::Ready } else { CopyStage::Copying };
+            Ok(DiskCopy { disk: one.disk.clone(), stage, done: number(job, "cur="), total: number(job, "end=") })
         };
-        Ok(Stand { disks: moves.iter().map(state).collect(), done, total })
+        moves.iter().map(copy).collect()
     }
 
     /// Ends copies of a VM that did not pivot: those that are ours, by the disk and where it is copied to. Those of others
@@ -219,6 +205,11 @@ impl LibvirtDriver {
         }
         Ok((disk.clone(), path))
     }
+}
+
+/// What `virsh blockjob --raw` says by this name; 0 where it says nothing.
+fn number(job: &str, name: &str) -> u64 {
+    job.lines().find_map(|line| line.trim().strip_prefix(name)?.parse().ok()).unwrap_or(0)
 }
 
 /// What is made of the definition of a disk of this name in the guest.
@@ -284,7 +275,7 @@ impl GuestDisks for LibvirtDriver {
         self.attach_disks(vm, disks).await
     }
 
-    async fn move_onto(&self, vm: &Name, disks: &[DiskSpec], progress: CopyProgress<'_>) -> Result<()> {
+    async fn move_onto(&self, vm: &Name, disks: &[DiskSpec], watcher: &dyn MoveWatcher) -> Result<()> {
         let there = self.must_run(vm).await?;
         self.end_all_copies(&there, &|_, to| is_export_of(vm, to)).await?;
         let running = self.running_definition(&there).await?;
@@ -298,14 +289,14 @@ impl GuestDisks for LibvirtDriver {
                 let mut disk = Element::new("disk").with("device", "disk");
                 onto_export(&mut disk, spec)?;
                 disk.push(Element::new("target").with("dev", &part.target));
-                moves.push(Move { target: part.target, to: copy_of(&disk) });
+                moves.push(Move { disk: spec.name.clone(), target: part.target, to: copy_of(&disk) });
             }
         }
         let change = |target: &str, disk: &mut Element| match disks.iter().find(|s| s.name.as_str() == target) {
             Some(spec) => onto_export(disk, spec),
             None => Ok(()),
         };
-        self.move_disks(&there, &moves, &change, progress).await?;
+        self.move_disks(&there, &moves, &change, watcher).await?;
         // Also of those that had pivoted before.
         self.change_next_start(&there, &change).await?;
         if let Err(error) = self.reconnect_again(&there).await {
@@ -333,7 +324,7 @@ impl GuestDisks for LibvirtDriver {
         vm: &Name,
         definition: &str,
         images: &[(DiskSpec, PathBuf)],
-        progress: CopyProgress<'_>,
+        watcher: &dyn MoveWatcher,
     ) -> Result<Vec<(Name, PathBuf)>> {
         let there = self.must_run(vm).await?;
         let earlier = match definition {
@@ -354,7 +345,7 @@ impl GuestDisks for LibvirtDriver {
             let (disk, path) = LibvirtDriver::earlier(vm, &earlier, &part.target, served)?;
             // One that a call before this one moved is only written down.
             if export.is(&part.source) {
-                moves.push(Move { target: part.target, to: copy_of(&disk) });
+                moves.push(Move { disk: spec.name.clone(), target: part.target, to: copy_of(&disk) });
             }
             places.push((spec.name.clone(), path));
             before.push(disk);
@@ -368,7 +359,7 @@ impl GuestDisks for LibvirtDriver {
             }
             Ok(())
         };
-        self.move_disks(&there, &moves, &change, progress).await?;
+        self.move_disks(&there, &moves, &change, watcher).await?;
         self.change_next_start(&there, &change).await?;
         self.drop_own_nodes(&there).await;
         Ok(places)

@@ -1,0 +1,251 @@
+//! A running guest of two disks on its way onto its exports and back, under real libvirt: how far it is told to be, and
+//! kills while it is copied and as its disks change over. Changing over is held by a `virsh` of the test's own.
+
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+
+use serde_json::Value;
+
+use super::appliance::{Place, Ran, freshet};
+use super::libvirt::{Console, SCRIPT, Site, definition, file_disk, make_image, with_a_guest};
+use crate::support::held_virsh::HeldVirsh;
+use crate::support::mounts::with_own_mounts;
+
+/// Bytes of data of the second disk, by which its copy takes some seconds where it is slow.
+const DATA: usize = 24 << 20;
+
+/// The guest and its site.
+struct Rig<'p> {
+    site: Site<'p>,
+    console: Console,
+    virsh: HeldVirsh,
+}
+
+/// A domain as it is shown.
+fn shown(site: &Site<'_>) -> Value {
+    site.ask(&["domain", "show", "d"])
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_str().and_then(|text| text.parse().ok()).or(value.as_u64()).unwrap_or(0)
+}
+
+fn phase(shown: &Value) -> &str {
+    shown["vms"][0]["move"]["phase"].as_str().unwrap_or("")
+}
+
+/// The phases of both disks.
+fn disks(shown: &Value) -> [&str; 2] {
+    [0, 1].map(|n| shown["vms"][0]["move"]["disks"][n]["phase"].as_str().unwrap_or(""))
+}
+
+impl Rig<'_> {
+    /// Runs a test with a guest that writes, and a domain that it is to join.
+    fn with(what: &str, test: impl FnOnce(&mut Rig<'_>) + Send) {
+        with_own_mounts(what, || {
+            with_a_guest(what, |kernel| {
+                let place = Place::new();
+                kernel.pack_with_button(SCRIPT, &place.path("initramfs"));
+                let (image, second) = (make_image(&place), place.path("second.raw"));
+                std::fs::write(&second, vec![7; DATA]).unwrap();
+                let virsh = HeldVirsh::install(&place.path("virsh"));
+                let site = Site::start(&place, "first");
+                let more = file_disk(&second, "raw").replace("vda", "vdb");
+                let disks = file_disk(&image, "qcow2") + &more;
+                site.libvirt.define(&definition(&place, kernel, "web", &disks));
+                site.libvirt.virsh(&["start", "web"]);
+                let console = Console(place.path("console"));
+                console.boots(1);
+                site.ask(&["store", "add", "s", "--url", &place.store_url()]);
+                site.ask(&["domain", "create", "d", "--store", "s"]);
+                test(&mut Rig { site, console, virsh });
+            });
+        });
+    }
+
+    /// A command about the VM, side by side.
+    fn begin(&self, verb: &'static str) -> JoinHandle<Ran> {
+        let socket: PathBuf = self.site.appliance().socket.clone();
+        std::thread::spawn(move || Ran::of(freshet().args(["--json", "vm", verb, "d", "web", "--socket"]).arg(socket)))
+    }
+
+    fn until(&self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+        self.site.appliance().until("d", what, is)
+    }
+
+    fn until_phase(&self, word: &str) -> Value {
+        let word = format!("MOVE_PHASE_{word}");
+        self.until(&word, |shown| phase(shown) == word)
+    }
+
+    /// Waits until there is no copy slower than the disk any more.
+    fn hurry(&self) {
+        for disk in ["vda", "vdb"] {
+            // It has none, or none any more.
+            let _ = self.site.libvirt.try_virsh(&["blockjob", "web", disk, "--bandwidth", "1000"]);
+        }
+    }
+
+    fn kill(&mut self) {
+        self.site.appliance.take().unwrap().kill();
+    }
+
+    /// Whether the guest uses this of its disks, now and at its next start.
+    fn uses(&self, what: &str) -> bool {
+        let of = |which: &[&str]| self.site.libvirt.virsh(&[&["domblklist", "web"], which].concat()).contains(what);
+        of(&[]) && of(&["--inactive"])
+    }
+
+    /// The guest has never stopped; after its end it finds all it wrote.
+    fn ends_with_every_line(&self, boots: usize) {
+        self.console.some_more();
+        self.console.assert_no_alarm();
+        self.site.libvirt.virsh(&["shutdown", "web"]);
+        self.console.wait("the end", || self.site.libvirt.state("web") == "shut off");
+        self.site.libvirt.virsh(&["start", "web"]);
+        assert_eq!(self.console.boots(boots + 1), self.console.newest("down").unwrap());
+    }
+}
+
+#[test]
+fn how_far_a_guest_is_on_its_way_onto_its_exports_and_back_is_told_of_each_disk() {
+    Rig::with("the way of a running guest's disks", |rig| {
+        rig.virsh.slow(true);
+        rig.virsh.hold("vdb");
+        let asking = rig.begin("protect");
+        let measured = |shown: &Value| {
+            let moving = &shown["vms"][0]["move"];
+            phase(shown) == "MOVE_PHASE_COPYING"
+                && number(&moving["done_bytes"]) > 0
+                && number(&moving["rate_bytes"]) > 0
+                && number(&moving["disks"][1]["eta_s"]) > 0
+        };
+        let first = rig.until("a measured copy", measured);
+        let moving = &first["vms"][0]["move"];
+        assert_eq!((disks(&first), moving["back"].as_bool()), (["MOVE_PHASE_COPYING"; 2], Some(false)), "{first:#}");
+        assert_eq!(moving["disks"][1]["name"], "vdb");
+        let (done, total) = (number(&moving["disks"][1]["done_bytes"]), number(&moving["disks"][1]["total_bytes"]));
+        assert!(done < total && total as usize >= DATA, "{done} of {total}");
+        assert_ne!(first["status"], "PROTECTION_STATUS_RECOVERABLE");
+        let told =
+            freshet().args(["domain", "show", "d", "--socket"]).arg(&rig.site.appliance().socket).output().unwrap();
+        let told = String::from_utf8(told.stdout).unwrap();
+        assert!(told.contains("onto its exports, copying: ") && told.contains("vdb (copying)"), "{told}");
+        rig.until("it getting on", |shown| {
+            number(&shown["vms"][0]["move"]["done_bytes"]) > number(&moving["done_bytes"])
+        });
+
+        rig.hurry();
+        rig.virsh.slow(false);
+        rig.until_phase("PIVOTING");
+        rig.until("a disk of two", |shown| disks(shown) == ["MOVE_PHASE_MOVED", "MOVE_PHASE_PIVOTING"]);
+        rig.virsh.release("vdb");
+        let protected = asking.join().unwrap().good();
+        assert!(protected["move"].is_null() && rig.uses("web/vda") && rig.uses("web/vdb"), "{protected:#}");
+        assert!(rig.site.appliance().until_recoverable("d")["vms"][0]["move"].is_null());
+
+        rig.virsh.slow(true);
+        let asking = rig.begin("unprotect");
+        let back = rig.until_phase("COPYING");
+        assert_eq!(back["vms"][0]["move"]["back"], true);
+        // It is still on its exports.
+        assert_eq!(back["status"], "PROTECTION_STATUS_RECOVERABLE", "{back:#}");
+        rig.hurry();
+        asking.join().unwrap().good();
+        // What the store still has of it may be shown, and nothing is served.
+        assert!(shown(&rig.site)["addresses"].as_array().is_none_or(Vec::is_empty) && rig.uses("second.raw"));
+        rig.ends_with_every_line(1);
+    });
+}
+
+#[test]
+fn a_guest_that_goes_back_is_brought_there_though_the_appliance_is_killed_and_is_not_called_recoverable() {
+    Rig::with("a kill while a running guest goes back", |rig| {
+        rig.site.ask(&["vm", "protect", "d", "web"]);
+        rig.site.appliance().until_recoverable("d");
+        // While it is copied.
+        rig.virsh.slow(true);
+        let asking = rig.begin("unprotect");
+        rig.until_phase("COPYING");
+        rig.console.wait("a copy", || rig.site.libvirt.virsh(&["dumpxml", "web"]).contains("<mirror"));
+        rig.kill();
+        asking.join().unwrap();
+        rig.virsh.slow(false);
+        rig.virsh.hold("vdb");
+        rig.site.serve();
+        // As its disks change over: one of two is back.
+        rig.virsh.until_held("vdb");
+        let half = rig.until("a disk of two", |shown| disks(shown) == ["MOVE_PHASE_MOVED", "MOVE_PHASE_PIVOTING"]);
+        assert_ne!(half["status"], "PROTECTION_STATUS_RECOVERABLE", "{half:#}");
+        // The last point of it was cut before.
+        let last = number(&half["captured"]);
+        rig.kill();
+        rig.virsh.fail("vdb");
+        rig.site.serve();
+        let stuck = rig.until("what is wrong", |shown| shown["problems"].to_string().contains("not all where"));
+        assert_ne!(stuck["status"], "PROTECTION_STATUS_RECOVERABLE", "{stuck:#}");
+        assert!(rig.uses("web.qcow2") && rig.uses("web/vdb"));
+        // What it writes is no point's, however long it stays so.
+        rig.console.some_more();
+        let point = number(&rig.site.ask(&["domain", "point", "d"])["point"]);
+        let later = rig.until("what is part of the domain", |shown| number(&shown["shipped"]) >= point);
+        let covered = number(&later["vms"][0]["point"]);
+        assert!(covered <= last && last < point, "{covered} {last} {point}");
+        assert_ne!(later["status"], "PROTECTION_STATUS_RECOVERABLE", "{later:#}");
+
+        // By itself.
+        rig.virsh.release("vdb");
+        let events = || rig.site.ask(&["event", "list", "--subject", "d"]).to_string();
+        rig.console.wait("its end", || events().contains("\"unprotected\""));
+        assert!(rig.uses("web.qcow2") && rig.uses("second.raw"));
+        assert!(!rig.site.libvirt.virsh(&["dumpxml", "web"]).contains("<mirror"));
+        assert!(shown(&rig.site)["addresses"].as_array().is_none_or(Vec::is_empty));
+        rig.ends_with_every_line(1);
+    });
+}
+
+#[test]
+fn a_guest_half_back_can_be_protected_on_and_one_that_ended_as_it_changed_over_is_not_given_up() {
+    Rig::with("a running guest whose move fails", |rig| {
+        rig.site.ask(&["vm", "protect", "d", "web"]);
+        rig.site.appliance().until_recoverable("d");
+        // None has changed over: it is protected as before.
+        rig.virsh.fail("vda");
+        let failed = rig.site.appliance().ask(&["vm", "unprotect", "d", "web"]).bad(4);
+        assert!(failed.contains("it was not to be") && !failed.contains("gone on with"), "{failed}");
+        rig.site.appliance().until_recoverable("d");
+        rig.virsh.release("vda");
+        // One has.
+        rig.virsh.fail("vdb");
+        let failed = rig.site.appliance().ask(&["vm", "unprotect", "d", "web"]).bad(4);
+        assert!(failed.contains("gone on with"), "{failed}");
+        assert!(rig.uses("web.qcow2") && rig.uses("web/vdb"));
+        assert_ne!(shown(&rig.site)["status"], "PROTECTION_STATUS_RECOVERABLE");
+        // The operator has thought better of it.
+        rig.console.wait("its turn", || rig.site.appliance().ask(&["vm", "protect", "d", "web"]).code == Some(0));
+        rig.virsh.release("vdb");
+        assert!(rig.uses("web/vda") && rig.uses("web/vdb"));
+        let again = rig.site.appliance().until_recoverable("d");
+        assert!(again["problems"].as_array().is_none_or(Vec::is_empty), "{again:#}");
+        rig.site.ask(&["vm", "unprotect", "d", "web"]);
+
+        // On its way there: the appliance and the guest end as the first disk is about to change over.
+        std::fs::remove_dir_all(rig.site.place.path("first-state/images/d/web")).unwrap();
+        rig.virsh.hold("vda");
+        let asking = rig.begin("protect");
+        rig.virsh.until_held("vda");
+        rig.kill();
+        asking.join().unwrap();
+        rig.virsh.fail("vda");
+        rig.site.libvirt.virsh(&["shutdown", "web"]);
+        rig.console.wait("the end", || rig.site.libvirt.state("web") == "shut off");
+        rig.site.serve();
+        let told = rig.until("what is wrong", |shown| shown["problems"].to_string().contains("compare them"));
+        assert_eq!(told["vms"][0]["name"], "web", "it is not given up");
+        rig.virsh.release("vda");
+        rig.site.libvirt.virsh(&["start", "web"]);
+        rig.until("the disks on their exports", |_| rig.uses("web/vda") && rig.uses("web/vdb"));
+        rig.site.appliance().until_recoverable("d");
+        rig.ends_with_every_line(2);
+    });
+}
