@@ -20,6 +20,7 @@ mod follow_view;
 mod hand_over;
 mod inspect;
 mod move_view;
+mod notify;
 mod output;
 mod plan_args;
 mod points;

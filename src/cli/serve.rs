@@ -6,6 +6,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::context::Context;
+use super::notify;
 use super::report::Report;
 use crate::control::{Settings, serve};
 use crate::error::Result;
@@ -40,7 +41,9 @@ impl Serve {
             let text = format!("site {site} is served at {}{}", at.socket, more.collect::<String>());
             let event =
                 json!({ "event": "ready", "site": site, "socket": at.socket, "tcp": at.tcp, "metrics": at.metrics });
-            context.output.event(&event, &text)
+            context.output.event(&event, &text)?;
+            notify::ready();
+            Ok(())
         })
         .await?;
         Report::new(&json!({ "event": "end" }), "ended")
