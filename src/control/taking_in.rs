@@ -77,8 +77,8 @@ impl<'a> TakingIn<'a> {
             Ok(()) => Ok(()),
             // The appliance is told to end, which ends the exports: the next start goes on.
             Err(error) if self.app.closing.is_cancelled() => Err(error),
-            Err(error) if self.has_moved(&vm).await => {
-                let why = "some of its disks have moved, and are protected; protect it again to go on";
+            Err(error) if self.has_moved(&vm).await || self.may_have_pivoted().await => {
+                let why = "some of its disks have moved, or may have, and are protected; protect it again to go on";
                 self.app.moves.trouble(&self.record.name, self.vm, Some(format!("{why}: {error}")));
                 Err(error.while_doing(why))
             }
@@ -89,6 +89,16 @@ impl<'a> TakingIn<'a> {
                 remove_files(&made).await;
                 Err(error)
             }
+        }
+    }
+
+    /// Whether the guest was told to use an export: what it wrote since may be there and nowhere else, whatever is known now
+    /// of where its disks are.
+    async fn may_have_pivoted(&self) -> bool {
+        let domain = self.record.name.clone();
+        match self.app.catalog.call(move |db| Moving::of(db, &domain)).await {
+            Ok(moving) => moving.iter().any(|one| one.vm == *self.vm && one.pivots),
+            Err(_) => true,
         }
     }
 

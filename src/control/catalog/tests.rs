@@ -259,7 +259,7 @@ fn a_vm_that_is_moved_is_known_until_that_is_done_or_it_is_gone() {
             assert_eq!(disks::domains_of(db, &web)?, [n("d")]);
             let is = |fills, leaves, pivots| {
                 let expected = Moving { vm: n("web"), fills, leaves, pivots };
-                assert_eq!(Moving::of(db, &d).unwrap(), [expected.clone()]);
+                assert_eq!(Moving::of(db, &d).unwrap(), std::slice::from_ref(&expected));
                 assert_eq!(Moving::get(db, &d, &web).unwrap(), Some(expected.clone()));
                 expected.is_no_moment()
             };

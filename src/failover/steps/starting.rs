@@ -17,6 +17,8 @@ use crate::ids::Name;
 
 /// Longest run of one probe of a wait.
 const PROBE_LIMIT: Duration = Duration::from_secs(30);
+/// Looks at which a guest is in trouble, one after the other, after which it is waited for no more.
+const TROUBLED: u32 = 3;
 /// Most lines of a script's output that go into the step's log, the last ones.
 const OUTPUT_LINES: usize = 40;
 
@@ -68,13 +70,19 @@ impl Context {
 
     pub(super) async fn wait_for(&mut self, wait: &WaitFor, vm: &Name) -> Result<Ran> {
         let deadline = self.deadline(wait.limit_seconds);
+        let mut troubled = 0;
         loop {
             let missing = match self.look_for(wait, vm).await? {
                 Sign::There => return Ran::nothing(),
                 Sign::Missing(what) => what,
             };
+            let trouble = self.world.hypervisor().trouble(vm).await.ok().flatten();
+            troubled = if trouble.is_some() { troubled + 1 } else { 0 };
+            if let Some(why) = trouble.as_ref().filter(|_| troubled >= TROUBLED) {
+                // It will not come, and others wait behind it.
+                return self.failed(wait.after_timeout(), format!("VM {vm}: no sign of life from {missing}; {why}"));
+            }
             if self.is_over(deadline) {
-                let trouble = self.world.hypervisor().trouble(vm).await.ok().flatten();
                 let trouble = trouble.map(|why| format!("; {why}")).unwrap_or_default();
                 let why = format!("VM {vm}: no sign of life from {missing} within {} s{trouble}", wait.limit_seconds);
                 return self.failed(wait.after_timeout(), why);

@@ -28,9 +28,12 @@ const NO_CHANNEL: &str = "agent is not configured";
 /// What libvirt says where there is nothing to do.
 const NOT_RUNNING: &str = "domain is not running";
 
+/// What is said of an agent that does not have its end of the channel open.
+const NOT_CONNECTED: &str = "agent is not connected";
+
 /// There is no agent that could do it, or no guest.
 fn has_no_agent(error: &Error) -> bool {
-    let words = [NO_CHANNEL, "agent is not connected", NOT_RUNNING];
+    let words = [NO_CHANNEL, NOT_CONNECTED, NOT_RUNNING];
     words.iter().any(|word| error.context().contains(word))
 }
 
@@ -178,13 +181,15 @@ impl LibvirtDriver {
 
 /// Writes the disk at `path` that hands addresses to the guest of `root`, before anybody is told of it.
 fn put_seed(path: &Path, spec: &VmSpec, root: &Element) -> Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     let macs = Definition { root: root.clone(), name: spec.name.clone(), uuid: String::new() }.macs();
     let Some(seed) = Seed::of(spec, &macs)? else { return Ok(()) };
     let dir = path.parent().unwrap_or(path);
     // QEMU's user must come to it; nothing in it is a secret.
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir);
-    made.io_context(|| format!("make {}, which is hypervisor.seed_dir", dir.display()))?;
+    // Whatever this process's mask takes away.
+    let opened = || std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755));
+    made.and_then(|()| opened()).io_context(|| format!("make {}, which is hypervisor.seed_dir", dir.display()))?;
     files::replace(path, &seed.image()?, 0o644)
 }
 
@@ -339,6 +344,11 @@ impl Hypervisor for LibvirtDriver {
     async fn thaw(&self, vm: &Name, limit: Duration) -> Result<()> {
         let Some(there) = self.virsh.find(vm).await? else { return Ok(()) };
         match self.ask_agent(&there, "domfsthaw", &[], limit).await {
+            // One that went away while file systems are frozen has left them so: it is asked again when it is back.
+            Err(error) if error.context().contains(NOT_CONNECTED) && self.state(vm).await? == PowerState::Running => {
+                let why = format!("VM {vm}: its agent is not there now, and cannot be told to thaw");
+                Err(Error::with_source(ErrorKind::Unreachable, why, error))
+            }
             Err(error) if has_no_agent(&error) => Ok(()),
             other => other.map(drop),
         }
