@@ -378,6 +378,9 @@ fn a_vm_that_is_being_synced_keeps_all_guests_running_and_the_runbook_of_now_is_
     second.runs("DOMAIN_MODE_RUNNING_IN_FAILOVER");
     assert_eq!((second.power_of("db"), first.power()), ("running".to_owned(), "off".to_owned()));
     assert!(std::path::Path::new(&marks).exists(), "the runbook that is set now counts");
-    let outsider = first.ask(&["event", "list"]).to_string();
-    assert!(outsider.contains("task ended"), "{outsider}");
+    let began = std::time::Instant::now();
+    while !first.ask(&["event", "list"]).to_string().contains("task ended") {
+        assert!(began.elapsed() < PATIENCE, "how its hand-over ended is not written down");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
 }
