@@ -67,6 +67,7 @@ pub use policy::{MAX_ATTEMPTS, pause_after};
 pub use request::{Command, Complete, Forget, HandOver, Request};
 pub use runbook::{Group, IpSettings, NicSettings, OnFailure, Others, Probe, Runbook, Script, VmStart, WaitFor};
 pub use script::{MAX_SCRIPT_OUTPUT, port_is_open, run_script};
+pub(crate) use shape::apply as as_planned;
 pub use step::Step;
 pub use summary::{Summary, VmSummary};
 pub use survey::{Loss, Rate, Space, Survey};

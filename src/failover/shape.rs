@@ -6,7 +6,7 @@ use crate::hypervisor::{NicSpec, VmSpec};
 use crate::ids::Name;
 
 /// `spec`, which comes from the protected site, as `plan` wants it here.
-pub(super) fn apply(mut spec: VmSpec, plan: &FailoverPlan) -> VmSpec {
+pub(crate) fn apply(mut spec: VmSpec, plan: &FailoverPlan) -> VmSpec {
     let start = in_runbook(plan, &spec.name);
     let setting = plan.vms.vms.get(&spec.name);
     spec.placement = plan.failover.placement.clone();

@@ -66,6 +66,8 @@ pub struct Survey {
     pub agent_problems: Vec<(crate::ids::Name, String)>,
     /// How addresses of cards get into guests, or why they do not.
     pub addressing: Option<std::result::Result<String, String>>,
+    /// VMs that the hypervisor would not make or start as the plan wants them, each with the reason.
+    pub refused_vms: Vec<(crate::ids::Name, String)>,
     /// The datastore.
     pub datastore: Space,
     /// The directory of the replication log.

@@ -353,6 +353,13 @@ impl Check<'_> {
             let text = format!("the hypervisor has a VM {vm} that is not of this domain");
             self.error(Stage::Vms, &format!("vms.{vm}"), text, "rename or remove that VM");
         }
+        for (vm, why) in self.survey.refused_vms.iter().filter(|(vm, _)| part.contains(vm)) {
+            let field = format!("vms.{vm}");
+            match self.plan.takes_over(self.act) {
+                true => self.error(Stage::Vms, &field, why.clone(), "remove the cause, then plan again"),
+                false => self.warning(Stage::Vms, &field, why.clone(), "remove the cause before it is completed"),
+            }
+        }
     }
 
     fn cards(&mut self, vm: &VmFacts) {

@@ -88,6 +88,15 @@ pub trait Hypervisor: Send + Sync {
     /// `Refused` where a VM of that name exists that is not Freshet's or runs; `Invalid` where it cannot be made.
     async fn define(&self, spec: &VmSpec) -> Result<()>;
 
+    /// Those of `specs` that [`define`](Self::define) would not make here, or that could not start then, as far as can be
+    /// told beforehand, each with the reason. Nothing is changed.
+    ///
+    /// # Errors
+    /// `Unreachable` where it does not answer.
+    async fn would_refuse(&self, _specs: &[VmSpec]) -> Result<Vec<(Name, String)>> {
+        Ok(Vec::new())
+    }
+
     /// Forgets the VM. Its disks stay as they are. A VM that is not known is no error.
     ///
     /// # Errors

@@ -189,6 +189,7 @@ async fn protect_found(app: &Arc<Appliance>, caller: &Caller, asked: &ProtectVmR
     let found = found.ok_or_else(missing)?;
     for note in &found.notes {
         tracing::warn!(%domain, %vm, "{note}");
+        app.note(&caller.name, "stays behind", domain.as_str(), Ok(()), &format!("VM {vm}: {note}")).await;
     }
     let source = |disk: &FoundDisk| match &disk.place {
         DiskPlace::Raw(path) | DiskPlace::Image { path, .. } => {

@@ -8,8 +8,9 @@ use tokio::time::Instant;
 
 use super::SiteWorld;
 use super::look::number;
-use crate::failover::{DomainFacts, FailoverPlan, Loss, PointFacts, Rate, Space, Survey};
+use crate::failover::{DomainFacts, FailoverPlan, Loss, PointFacts, Rate, Space, Survey, as_planned};
 use crate::format::MAX_SEGMENT_LEN;
+use crate::hypervisor::VmSpec;
 use crate::ids::{Name, SegmentNo};
 use crate::rehydrate::MIN_MEMORY;
 use crate::store::{BaseChoice, LIVE_FOR_MS, keys};
@@ -64,9 +65,13 @@ impl SiteWorld {
             }
         }
         // Where the definitions cannot be read, that is found by what needs them.
-        for guest in self.specs(domain).await.unwrap_or_default() {
-            let problem = self.hypervisor.agent_problem(&guest);
+        let guests = self.specs(domain).await.unwrap_or_default();
+        for guest in &guests {
+            let problem = self.hypervisor.agent_problem(guest);
             survey.agent_problems.extend(problem.map(|why| (guest.name.clone(), why)));
+        }
+        if survey.hypervisor_problem.is_none() {
+            self.refused(plan, guests, &mut survey).await;
         }
         self.choose(plan, &facts, &mut survey).await;
         if facts.vms.iter().any(|vm| vm.fetch_bytes > 0) {
@@ -74,6 +79,17 @@ impl SiteWorld {
         }
         survey.facts = Some(facts);
         survey
+    }
+
+    /// VMs that could not be defined here or would not start, known before anything is done.
+    async fn refused(&self, plan: &FailoverPlan, guests: Vec<VmSpec>, survey: &mut Survey) {
+        // Of VMs that are not this domain's it is told already.
+        let own = guests.into_iter().filter(|spec| !survey.foreign_vms.contains(&spec.name));
+        let specs: Vec<_> = own.map(|spec| as_planned(spec, plan)).collect();
+        match self.hypervisor.would_refuse(&specs).await {
+            Ok(refused) => survey.refused_vms = refused,
+            Err(error) => survey.hypervisor_problem = Some(error.to_string()),
+        }
     }
 
     /// The point, and what a take-over at it would cut off.

@@ -162,6 +162,7 @@ const CASES: &[Case] = &[
         "vms.vms.db.memory_bytes: is 7",
     ),
     (|_, s| s.foreign_vms = vec![name("web")], "a VM web that is not of this domain"),
+    (|_, s| s.refused_vms = vec![(name("web"), "it boots by UEFI".into())], "vms.vms.web: it boots by UEFI"),
     (|p, _| p.dr.appliance = "other".into(), "no appliance \"other\""),
     (|p, _| p.dr.log_size = 1, "dr.log_size: 1 bytes are too few"),
     (|_, s| s.log_store.free_bytes = 1, "dr.log_size: 1 bytes are free there"),

@@ -4,6 +4,7 @@
 //! ```text
 //! start every copy -> look until all are ready -> of each: pivot, next start's definition -> clients that connect again
 //!        what fails before the first pivot: all copies are ended, and the guest is where it was
+//!        the daemon is away: waited for; whether a disk has pivoted meanwhile is looked at
 //! ```
 //!
 //! Owns the order. The copies are QEMU's: where this process dies they go on or fail by themselves, no guest notices, and
@@ -28,6 +29,8 @@ use crate::ids::Name;
 
 /// Time without any progress after which a copy is given up.
 const STUCK: Duration = Duration::from_secs(600);
+/// How long libvirt may be away while disks are copied, as where its daemon is restarted: the copies are QEMU's.
+const AWAY: Duration = Duration::from_secs(120);
 /// Between two looks at copies.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -36,6 +39,29 @@ struct Move {
     disk: Name,
     target: String,
     to: Element,
+}
+
+/// Since when libvirt does not answer.
+struct Away(Instant);
+
+impl Default for Away {
+    fn default() -> Away {
+        Away(Instant::now())
+    }
+}
+
+impl Away {
+    /// What was answered; `None`, after a pause, where libvirt is away and is to be asked again.
+    async fn bear<T>(&self, answer: Result<T>) -> Result<Option<T>> {
+        match answer {
+            Err(error) if error.kind() == ErrorKind::Unreachable && self.0.elapsed() < AWAY => {
+                tracing::debug!("libvirt is asked again: {error}");
+                tokio::time::sleep(LOOK).await;
+                Ok(None)
+            }
+            answer => answer.map(Some),
+        }
+    }
 }
 
 impl LibvirtDriver {
@@ -67,9 +93,8 @@ impl LibvirtDriver {
             }
         };
         for (n, one) in moves.iter().enumerate() {
-            let pivot = ["blockjob", &vm.uuid, &one.target, "--pivot"];
-            let pivoted = match self.virsh.tell(&pivot, String::new(), STUCK).await {
-                Ok(_) => {
+            let pivoted = match self.pivot(vm, one).await {
+                Ok(()) => {
                     self.change_next_start(vm, &|target, disk| match target == one.target {
                         true => next(target, disk),
                         false => Ok(()),
@@ -93,6 +118,27 @@ impl LibvirtDriver {
         Ok(())
     }
 
+    /// Has the guest use a copy that is ready.
+    async fn pivot(&self, vm: &Listed, one: &Move) -> Result<()> {
+        let pivot = ["blockjob", &vm.uuid, &one.target, "--pivot"];
+        let error = match self.virsh.tell(&pivot, String::new(), STUCK).await {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        // An answer that was lost says nothing: where the guest is, counts.
+        let away = Away::default();
+        let running = loop {
+            if let Some(running) = away.bear(self.running_definition(vm).await).await? {
+                break running;
+            }
+        };
+        match running.disks().iter().any(|part| part.target == one.target && part.is_on(&DiskPart::of(&one.to).source))
+        {
+            true => Ok(()),
+            false => Err(error),
+        }
+    }
+
     /// Copies until all are ready; how far they were then, in the order of the moves.
     async fn copy_all(&self, vm: &Listed, moves: &[Move], watcher: &dyn MoveWatcher) -> Result<Vec<DiskCopy>> {
         for one in moves {
@@ -101,9 +147,10 @@ impl LibvirtDriver {
             let begun = self.virsh.tell(&arguments, one.to.write()?, Duration::ZERO).await;
             begun.map_err(|e| e.while_doing(format!("copy disk {} of VM {}", one.target, vm.name)))?;
         }
-        let (mut least, mut since) = (u64::MAX, Instant::now());
+        let (mut least, mut since, mut away) = (u64::MAX, Instant::now(), Away::default());
         loop {
-            let stand = self.stand(vm, moves).await?;
+            let Some(stand) = away.bear(self.stand(vm, moves).await).await? else { continue };
+            away = Away::default();
             watcher.copies(&stand);
             if stand.iter().all(|copy| copy.stage == CopyStage::Ready) {
                 return Ok(stand);
@@ -240,6 +287,16 @@ fn mirrors(running: &Definition) -> Vec<Mirror> {
 /// It is an export of a disk of this VM.
 fn is_export_of(vm: &Name, source: &Source) -> bool {
     matches!(source, Source::Nbd { export, .. } if export.strip_prefix(vm.as_str()).is_some_and(|rest| rest.starts_with('/')))
+}
+
+impl DiskPart {
+    /// It has its bytes there, in whatever format.
+    fn is_on(&self, place: &Source) -> bool {
+        match (&self.source, place) {
+            (Source::Nbd { .. }, Source::Nbd { .. }) => self.source == *place,
+            (own, place) => same_file(own, place),
+        }
+    }
 }
 
 /// They are one file or device, in whatever format.

@@ -1,5 +1,6 @@
 //! What Freshet asks of a hypervisor, answered by libvirt.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -8,8 +9,8 @@ use async_trait::async_trait;
 
 use super::LibvirtDriver;
 use super::definition::{AGENT_CHANNEL, Definition, LIBVIRT_XML};
-use super::fit::{Site, blank, fit};
-use super::platform::{Capabilities, MachineAbilities, choose};
+use super::fit::{Fitted, Site, blank, fit};
+use super::platform::{Capabilities, MachineAbilities, Platform, choose};
 use super::virsh::{Listed, mark};
 use super::xml::Element;
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
@@ -25,11 +26,23 @@ const BATCH: usize = 64;
 const AGENT: Duration = Duration::from_secs(20);
 /// What libvirt says where a definition has no way to an agent.
 const NO_CHANNEL: &str = "agent is not configured";
+/// What libvirt says of an agent that does not answer its greeting, after which nothing was asked of it.
+const SILENT: &str = "agent not available for now";
 /// What libvirt says where there is nothing to do.
 const NOT_RUNNING: &str = "domain is not running";
 
 /// What is said of an agent that does not have its end of the channel open.
 const NOT_CONNECTED: &str = "agent is not connected";
+
+/// What a definition is made to fit, as it is at one moment.
+struct Here {
+    has: Capabilities,
+    /// By kind, architecture and machine type.
+    machines: BTreeMap<(String, String, String), MachineAbilities>,
+    list: Vec<Listed>,
+    /// Of `list`.
+    known: Vec<Definition>,
+}
 
 /// There is no agent that could do it, or no guest.
 fn has_no_agent(error: &Error) -> bool {
@@ -62,9 +75,8 @@ fn power(listed: Option<&Listed>) -> PowerState {
 }
 
 impl LibvirtDriver {
-    /// The definitions of all VMs here.
-    async fn definitions(&self) -> Result<Vec<Definition>> {
-        let list = self.virsh.list().await?;
+    /// The definitions of these VMs.
+    async fn definitions(&self, list: &[Listed]) -> Result<Vec<Definition>> {
         let mut out = Vec::with_capacity(list.len());
         for some in list.chunks(BATCH) {
             let mark = mark();
@@ -106,6 +118,73 @@ impl LibvirtDriver {
             }
             None => Ok(()),
         }
+    }
+
+    fn about(&self, spec: &VmSpec, error: Error) -> Error {
+        error.while_doing(format!("define VM {} on {}", spec.name, self.describe()))
+    }
+
+    async fn here(&self) -> Result<Here> {
+        let has = Capabilities::parse(&self.virsh.ask(&["capabilities"]).await?)?;
+        let list = self.virsh.list().await?;
+        let known = self.definitions(&list).await?;
+        Ok(Here { has, machines: BTreeMap::new(), list, known })
+    }
+
+    /// What a machine of this platform has.
+    async fn abilities(&self, platform: &Platform) -> Result<MachineAbilities> {
+        let mut asked = vec!["domcapabilities", "--virttype", &platform.kind, "--arch", &platform.arch];
+        if !platform.machine.is_empty() {
+            asked.extend(["--machine", &platform.machine]);
+        }
+        MachineAbilities::parse(&self.virsh.ask(&asked).await?)
+    }
+
+    /// Where the disk for cloud-init of a VM is, where it gets one.
+    fn seed_of(&self, spec: &VmSpec) -> Result<Option<PathBuf>> {
+        seed::wanted(spec).then(|| self.seed_path(&spec.name)).transpose().map_err(|e| self.about(spec, e))
+    }
+
+    /// The definition of a VM made to fit what is here. Nothing is changed.
+    async fn fitted(&self, spec: &VmSpec, here: &mut Here) -> Result<Fitted> {
+        let root = match spec.definition_kind.as_str() {
+            LIBVIRT_XML => {
+                let read = Definition::parse(&spec.definition);
+                read.map_err(|e| e.while_doing(format!("definition of VM {}", spec.name)))?.root
+            }
+            _ => blank(spec),
+        };
+        let platform = choose(&root, &here.has, &spec.placement).map_err(|e| self.about(spec, e))?;
+        let key = (platform.kind.clone(), platform.arch.clone(), platform.machine.clone());
+        let can = match here.machines.get(&key) {
+            Some(can) => can.clone(),
+            None => {
+                let can = self.abilities(&platform).await?;
+                here.machines.insert(key, can.clone());
+                can
+            }
+        };
+        if let Some(there) = here.list.iter().find(|listed| listed.name == spec.name) {
+            self.refuse_unready(there).await?;
+        }
+        let seed = self.seed_of(spec)?;
+        let site = Site { platform: &platform, can: &can, known: &here.known, seed: seed.as_deref() };
+        fit(root, spec, &site).map_err(|e| self.about(spec, e))
+    }
+
+    /// What is said of a network that a definition needs and that does not run: its VM would not start.
+    async fn missing_network(&self, root: &Element) -> Result<Option<String>> {
+        let cards = root.child("devices").into_iter().flat_map(|devices| devices.all("interface"));
+        let wanted: Vec<String> =
+            cards.filter(|card| card.attr("type") == "network").map(super::definition::network_of).collect();
+        if wanted.is_empty() {
+            return Ok(None);
+        }
+        let said = self.virsh.ask(&["net-list", "--name"]).await?;
+        let missing = wanted.into_iter().find(|network| !said.lines().any(|line| line.trim() == network));
+        Ok(missing.map(|network| {
+            format!("network {network} does not run on {}: start it (`virsh net-start`)", self.describe())
+        }))
     }
 
     /// Bridges of this host, by the kernel's word.
@@ -230,39 +309,33 @@ impl Hypervisor for LibvirtDriver {
     }
 
     async fn define(&self, spec: &VmSpec) -> Result<()> {
-        let root = match spec.definition_kind.as_str() {
-            LIBVIRT_XML => {
-                let read = Definition::parse(&spec.definition);
-                read.map_err(|e| e.while_doing(format!("definition of VM {}", spec.name)))?.root
-            }
-            _ => blank(spec),
-        };
-        let about = |e: Error| e.while_doing(format!("define VM {} on {}", spec.name, self.describe()));
-        let has = Capabilities::parse(&self.virsh.ask(&["capabilities"]).await?)?;
-        let platform = choose(&root, &has, &spec.placement).map_err(about)?;
-        let mut asked = vec!["domcapabilities", "--virttype", &platform.kind, "--arch", &platform.arch];
-        if !platform.machine.is_empty() {
-            asked.extend(["--machine", &platform.machine]);
-        }
-        let can = MachineAbilities::parse(&self.virsh.ask(&asked).await?)?;
-        if let Some(there) = self.virsh.find(&spec.name).await? {
-            self.refuse_unready(&there).await?;
-        }
-        let known = self.definitions().await?;
-        let seed = seed::wanted(spec).then(|| self.seed_path(&spec.name)).transpose().map_err(about)?;
-        let site = Site { platform: &platform, can: &can, known: &known, seed: seed.as_deref() };
-        let fitted = fit(root, spec, &site).map_err(about)?;
+        let fitted = self.fitted(spec, &mut self.here().await?).await?;
         for note in &fitted.notes {
             tracing::warn!(vm = %spec.name, domain = %spec.domain, "{note}");
         }
+        let seed = self.seed_of(spec)?;
         if let Some(path) = &seed {
-            put_seed(path, spec, &fitted.root).map_err(about)?;
+            put_seed(path, spec, &fitted.root).map_err(|e| self.about(spec, e))?;
         }
-        self.give(&fitted.root).await.map_err(about)?;
+        self.give(&fitted.root).await.map_err(|e| self.about(spec, e))?;
         match seed {
             Some(_) => Ok(()),
             None => self.drop_seed(&spec.name),
         }
+    }
+
+    async fn would_refuse(&self, specs: &[VmSpec]) -> Result<Vec<(Name, String)>> {
+        let mut here = self.here().await?;
+        let mut out = Vec::new();
+        for spec in specs {
+            let refused = match self.fitted(spec, &mut here).await {
+                Ok(fitted) => self.missing_network(&fitted.root).await?,
+                Err(e) if matches!(e.kind(), ErrorKind::Refused | ErrorKind::Invalid) => Some(e.to_string()),
+                Err(error) => return Err(error),
+            };
+            out.extend(refused.map(|why| (spec.name.clone(), why)));
+        }
+        Ok(out)
     }
 
     async fn undefine(&self, vm: &Name) -> Result<()> {
@@ -300,6 +373,10 @@ impl Hypervisor for LibvirtDriver {
             if !there.active {
                 return Ok(!there.saved);
             }
+            if self.has_panicked(vm).await? {
+                // It hears nothing any more.
+                return Ok(false);
+            }
             let over = began.elapsed();
             // Once more at half the time: a guest that was starting has not heard the first.
             let again = asked_at.is_some_and(|at| at < limit / 2 && over >= limit / 2);
@@ -336,7 +413,7 @@ impl Hypervisor for LibvirtDriver {
     async fn freeze(&self, vm: &Name, limit: Duration) -> Result<bool> {
         let there = self.virsh.must_find(vm).await?;
         match self.ask_agent(&there, "domfsfreeze", &[], limit).await {
-            Err(error) if has_no_agent(&error) => Ok(false),
+            Err(error) if has_no_agent(&error) || error.context().contains(SILENT) => Ok(false),
             other => froze_some(vm, &other?).map(|()| true),
         }
     }
@@ -380,6 +457,10 @@ impl Hypervisor for LibvirtDriver {
         (!read.has_channel(AGENT_CHANNEL)).then_some(why)
     }
 
+    async fn trouble(&self, vm: &Name) -> Result<Option<String>> {
+        self.trouble_of(vm).await
+    }
+
     async fn off_evidence(&self, vm: &Name) -> Result<OffEvidence> {
         let evidence = |off: bool, because: String| Ok(OffEvidence { off, because });
         let Some(there) = self.virsh.find(vm).await? else {
@@ -417,5 +498,14 @@ mod tests {
         assert_eq!(addresses(said), read);
         assert_eq!(addresses(""), Vec::<IpAddr>::new());
         assert_eq!(addresses(&"x 10.0.0.5/24\n".repeat(MAX_ADDRESSES + 1)).len(), MAX_ADDRESSES);
+    }
+
+    #[test]
+    fn an_agent_froze_where_it_says_how_many() {
+        let vm = Name::new("web").unwrap();
+        assert!(froze_some(&vm, "Froze 2 filesystem(s)\n").is_ok());
+        for said in ["Froze 0 filesystem(s)", "", "what"] {
+            assert_eq!(froze_some(&vm, said).unwrap_err().kind(), ErrorKind::Refused, "{said}");
+        }
     }
 }

@@ -130,6 +130,8 @@ mod tests {
         assert_eq!(export.node("n")["server"]["path"], "/run/fresh et/d.sock");
         let there = |export: &str| Source::Nbd { export: export.into(), socket: Some(socket.clone()) };
         assert!(export.is(&there("web&1/root")) && !export.is(&there("web/root")));
+        let elsewhere = Source::Nbd { export: "web&1/root".into(), socket: Some("/other.sock".into()) };
+        assert!(!export.is(&elsewhere), "the same name at another appliance is another disk");
         let tcp = Export::parse("nbd://[::1]:9/a%20b").unwrap();
         assert_eq!(tcp.source().child("host").unwrap().attr("name"), "::1");
         assert_eq!(tcp.node("n")["export"], "a b");

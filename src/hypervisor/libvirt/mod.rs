@@ -13,7 +13,7 @@
 //! | `virsh` | one call: bounds, errors |
 //! | `driver` | what Freshet asks of a hypervisor |
 //! | `take_in`, `copy` | VMs that are there already: their disks onto exports and back, off or running |
-//! | `watch` | what happens to VMs by other hands |
+//! | `watch`, `trouble` | what happens to VMs by other hands, and what is wrong with them |
 //! | `reconnect` | QEMU's clients, told to connect again where libvirt cannot tell them |
 //!
 //! Invariants: no call touches the bytes of a disk, or removes one; a guest starts afresh, never from saved memory, since
@@ -27,6 +27,7 @@ mod fit;
 mod platform;
 mod reconnect;
 mod take_in;
+mod trouble;
 mod virsh;
 mod watch;
 mod xml;
@@ -65,6 +66,8 @@ pub struct LibvirtDriver {
     virsh: Virsh,
     /// Clients are replaced by one at a time: by whoever starts a guest, or by whoever sees it started.
     replacing: Arc<Mutex<()>>,
+    /// The last look at all VMs.
+    seen: Arc<Mutex<trouble::Seen>>,
 }
 
 impl LibvirtDriver {
@@ -85,7 +88,7 @@ impl LibvirtDriver {
         if !within(settings.poll, Duration::from_millis(10), Duration::from_secs(60)) {
             return bad(format!("poll is {:?}, must be 10 ms to 1 min", settings.poll));
         }
-        Ok(LibvirtDriver { virsh: Virsh { settings }, replacing: Arc::default() })
+        Ok(LibvirtDriver { virsh: Virsh { settings }, replacing: Arc::default(), seen: Arc::default() })
     }
 
     /// Whether libvirt runs on this host: then its processes and bridges can be seen here.

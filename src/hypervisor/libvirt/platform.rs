@@ -188,11 +188,19 @@ impl MachineAbilities {
         if !self.efi {
             return Err(Error::new(ErrorKind::Refused, "it boots by UEFI, and no such firmware is installed here"));
         }
-        if !auto {
-            notes.push(format!("firmware {loader} is not had here: it gets the one of this site"));
-        }
+        let secure = os.child("loader").is_some_and(|loader| loader.attr("secure") == "yes");
         os.remove_all(&["loader"]);
         os.set("firmware", "efi");
+        if !auto {
+            notes.push(format!("firmware {loader} is not had here: it gets the one of this site"));
+            // Left to itself libvirt chooses one that starts nothing but what is signed.
+            let secure = if secure { "yes" } else { "no" };
+            os.remove_all(&["firmware"]);
+            os.push(
+                Element::new("firmware")
+                    .and(Element::new("feature").with("enabled", secure).with("name", "secure-boot")),
+            );
+        }
         Ok(())
     }
 }
@@ -263,7 +271,12 @@ mod tests {
             can.fit_firmware(&mut vm, &mut notes).map(|()| (vm.child("os").unwrap().write().unwrap(), notes.len()))
         };
         let uefi = "><loader type='pflash'>/old.fd</loader><nvram>/v.fd</nvram>";
-        assert_eq!(boot(uefi, &can).unwrap(), ("<os firmware=\"efi\"/>".to_owned(), 1));
+        let other = |enabled: &str| {
+            let feature = format!("<feature enabled=\"{enabled}\" name=\"secure-boot\"/>");
+            (format!("<os firmware=\"efi\"><firmware>{feature}</firmware></os>"), 1)
+        };
+        assert_eq!(boot(uefi, &can).unwrap(), other("no"));
+        assert_eq!(boot("><loader type='pflash' secure='yes'>/old.fd</loader>", &can).unwrap(), other("yes"));
         assert_eq!(boot(" firmware='efi'><loader>/x</loader><nvram>/v</nvram>", &can).unwrap().1, 0);
         let same = boot("><loader type='pflash'>/fw/code.fd</loader><nvram>/v</nvram>", &can).unwrap();
         assert_eq!(same, ("<os><loader type=\"pflash\">/fw/code.fd</loader></os>".to_owned(), 0));

@@ -48,7 +48,8 @@ impl LibvirtDriver {
         }
         let mut disks = Vec::with_capacity(parts.len());
         for part in parts {
-            disks.push(self.found_disk(vm, part).await?);
+            let what = format!("disk {} of VM {}", part.target, vm.name);
+            disks.push(self.found_disk(vm, part).await.map_err(|e| e.while_doing(what))?);
         }
         Ok(FoundVm {
             running: vm.active,

@@ -18,7 +18,7 @@ const MAX_ERRORS: usize = 4096;
 const KEPT_VARIABLES: [&str; 4] = ["HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"];
 /// What is told of a URI that is none of libvirt's.
 const WRONG_URI: [&str; 4] =
-    ["no connection driver available", "failed to parse", "unknown driver", "unable to parse URI"];
+    ["no connection driver available", "failed to parse", "unknown driver", "nable to parse URI"];
 /// What is told where the daemon does not answer, or went away.
 const AWAY: [&str; 9] = [
     "failed to connect to the hypervisor",
@@ -31,7 +31,15 @@ const AWAY: [&str; 9] = [
     "no keepalive messages",
     "cannot acquire state change lock",
 ];
-const MISSING: [&str; 4] = ["failed to get domain", "Domain not found", "no domain with matching", "domain not found"];
+const MISSING: [&str; 7] = [
+    "failed to get domain",
+    "Domain not found",
+    "no domain with matching",
+    "domain not found",
+    "Storage pool not found",
+    "Storage volume not found",
+    "Network not found",
+];
 const DENIED: [&str; 3] = ["authentication failed", "access denied", "Permission denied"];
 
 /// One VM as the hypervisor lists it.
@@ -214,6 +222,11 @@ mod tests {
                 ErrorKind::Unreachable,
             ),
             ("error: failed to get domain 'x'", ErrorKind::NotFound),
+            ("error: failed to get pool 'x'\nerror: Storage pool not found: no storage pool 'x'", ErrorKind::NotFound),
+            (
+                "error: failed to connect to the hypervisor\nerror: internal error: Unable to parse URI ::",
+                ErrorKind::Invalid,
+            ),
             ("error: XML error: no", ErrorKind::Invalid),
             ("error: Requested operation is not valid: domain is not running", ErrorKind::Refused),
             ("", ErrorKind::Io),

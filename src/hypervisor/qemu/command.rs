@@ -275,6 +275,8 @@ mod tests {
             "\"hostfwd\":[{\"str\":\"tcp:127.0.0.1:8080-:80\"}]",
             "\"br\":\"br0\"",
             "panic=pause,reboot=reset",
+            "\"rerror\":\"stop\"",
+            "\"werror\":\"stop\"",
             "ringbuf",
         ] {
             assert!(text.contains(part), "{part} is not in {text}");

@@ -136,6 +136,28 @@ impl QemuDriver {
         Qmp::connect(folder.path(), MONITOR, self.settings.limit).await
     }
 
+    /// Refuses a VM that cannot be made here.
+    async fn may_define(&self, spec: &VmSpec) -> Result<()> {
+        let folder = self.folder(&spec.name);
+        let refused = |why: &str| Err(Error::new(ErrorKind::Refused, format!("VM {} {why}", spec.name)));
+        if let Some(known) = folder.read()?
+            && known.domain != spec.domain
+        {
+            return refused(&format!("is there already, in domain {}", known.domain));
+        }
+        if folder.is_alive()? {
+            return refused("runs: what is known of it is not changed");
+        }
+        if spec.firmware == "uefi" {
+            for file in [&self.settings.uefi_vars, &self.settings.uefi_code] {
+                let why =
+                    || format!("UEFI firmware {} (package ovmf; qemu.uefi_code and qemu.uefi_vars)", file.display());
+                std::fs::metadata(file).io_context(why)?;
+            }
+        }
+        self.arguments(spec).await.map(drop)
+    }
+
     /// The arguments for `spec`, which are made at its definition, too, so that what cannot be made is refused there.
     async fn arguments(&self, spec: &VmSpec) -> Result<Vec<std::ffi::OsString>> {
         let own = QemuDefinition::of(spec, &self.settings.boot_dirs)?;
@@ -298,17 +320,8 @@ impl Hypervisor for QemuDriver {
     }
 
     async fn define(&self, spec: &VmSpec) -> Result<()> {
+        self.may_define(spec).await?;
         let folder = self.folder(&spec.name);
-        let refused = |why: &str| Err(Error::new(ErrorKind::Refused, format!("VM {} {why}", spec.name)));
-        if let Some(known) = folder.read()?
-            && known.domain != spec.domain
-        {
-            return refused(&format!("is there already, in domain {}", known.domain));
-        }
-        if folder.is_alive()? {
-            return refused("runs: what is known of it is not changed");
-        }
-        self.arguments(spec).await?;
         let seed = seed_of(spec)?;
         folder.make()?;
         folder.put_seed(seed.as_ref())?;
@@ -323,6 +336,15 @@ impl Hypervisor for QemuDriver {
         folder.write(spec)?;
         folder.note_moving(None)?;
         folder.forget_process()
+    }
+
+    async fn would_refuse(&self, specs: &[VmSpec]) -> Result<Vec<(Name, String)>> {
+        let mut out = Vec::new();
+        for spec in specs {
+            let refused = self.may_define(spec).await.err();
+            out.extend(refused.map(|why| (spec.name.clone(), why.to_string())));
+        }
+        Ok(out)
     }
 
     async fn undefine(&self, vm: &Name) -> Result<()> {

@@ -130,7 +130,7 @@ pub(super) fn lives(record: &ProcessRecord) -> bool {
 }
 
 /// When a process began; `None` where it is gone, or only its parent knows it still.
-fn began(pid: u32) -> Option<u64> {
+pub(super) fn began(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, in parentheses, may hold anything.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
@@ -181,6 +181,8 @@ mod tests {
         let wrong = ProcessRecord { pid: std::process::id(), ..record.clone() };
         folder.note_process(&wrong).unwrap();
         assert!(!lives(&wrong), "it began at another time");
+        let own = ProcessRecord { began: began(std::process::id()).unwrap(), ..wrong.clone() };
+        assert!(lives(&own) && !lives(&ProcessRecord { boot: "another".into(), ..own }), "numbers are of one boot");
         kill(&folder).unwrap();
         wait_for("its end", || !folder.is_alive().unwrap());
         wait_for("its status", || ends.of(&vm).as_deref() == Some("signal 9"));

@@ -129,6 +129,7 @@ async fn a_deaf_guest_is_not_off_until_it_is_switched_off_and_one_that_ends_by_i
     let vm = rig.runs("web", DEAF).await;
     assert!(!rig.driver.shutdown(&vm, Duration::from_millis(200)).await.unwrap());
     assert_eq!(rig.driver.state(&vm).await.unwrap(), PowerState::Running);
+    assert!(!rig.driver.folder(&vm).process().unwrap().told, "its end would be a surprise again");
     rig.driver.power_off(&vm).await.unwrap();
     assert!(rig.driver.off_evidence(&vm).await.unwrap().off);
     assert_eq!(rig.driver.trouble(&vm).await.unwrap(), None);
@@ -146,6 +147,11 @@ async fn a_deaf_guest_is_not_off_until_it_is_switched_off_and_one_that_ends_by_i
     assert!(rig.driver.trouble(&vm).await.unwrap().is_some(), "the next process tells it, too");
     let evidence = rig.driver.off_evidence(&vm).await.unwrap();
     assert!(evidence.off && evidence.because.contains(&format!("process {} is gone", record.pid)), "{evidence:?}");
+    // A process that was remembered and lives without its lock is no evidence.
+    let pid = std::process::id();
+    let own = folder::ProcessRecord { pid, began: process::began(pid).unwrap(), ..record };
+    rig.driver.folder(&vm).note_process(&own).unwrap();
+    assert!(!rig.driver.off_evidence(&vm).await.unwrap().off);
 }
 
 #[tokio::test]
@@ -163,6 +169,7 @@ async fn a_guest_that_panics_stands_still_and_is_told_with_its_last_words() {
     assert_eq!(told, "its guest panicked: !");
     // Nobody waits for it: it hears nothing.
     assert!(!rig.driver.shutdown(&vm, Duration::from_secs(3600)).await.unwrap());
+    assert!(!rig.driver.folder(&vm).process().unwrap().told);
     assert!(rig.driver.off_evidence(&vm).await.unwrap().because.contains("its guest panicked"));
     rig.driver.power_off(&vm).await.unwrap();
 }
@@ -178,7 +185,13 @@ async fn what_cannot_start_is_told_with_qemu_s_words_and_is_off() {
     assert!(told.contains("ended at its start") && told.contains("/does/not/exist"), "{told}");
     assert_eq!(rig.driver.state(&vm.name).await.unwrap(), PowerState::Off);
     vm.firmware = "uefi".into();
-    assert!(rig.driver.define(&vm).await.unwrap_err().to_string().contains("UEFI variables /none"));
+    let told = rig.driver.define(&vm).await.unwrap_err().to_string();
+    assert!(told.contains("UEFI firmware /none (package ovmf"), "{told}");
+    let refused = async |vm: &VmSpec| rig.driver.would_refuse(std::slice::from_ref(vm)).await.unwrap();
+    assert_eq!(refused(&vm).await, [(vm.name.clone(), told)], "it is known before");
+    assert!(refused(&samples::spec("bank", "web")).await[0].1.contains("in domain shop"));
+    vm.firmware = "bios".into();
+    assert_eq!(refused(&vm).await, []);
 }
 
 #[tokio::test]
