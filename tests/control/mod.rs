@@ -12,6 +12,9 @@ mod figures;
 mod flow;
 mod hostile;
 mod libvirt;
+mod libvirt_daemon;
+mod libvirt_disks;
+mod libvirt_refused;
 mod live;
 mod logs;
 mod outsider;
@@ -19,5 +22,6 @@ mod qemu;
 mod quiesce;
 mod rivals;
 mod seed;
+mod uefi;
 
 pub(crate) use crate::support::appliance;

@@ -17,7 +17,8 @@ use super::failovers::Site;
 use crate::support::real_images::{Kind, find};
 use crate::support::skipped;
 
-/// Boots are counted on the disk, and so are the lines that were written since, each with fsync.
+/// Boots are counted on the first disk. Lines are written onto one disk after the other, each with fsync: all disks are of one
+/// moment where the second has as many lines as the first, or one less.
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -26,8 +27,14 @@ mount -t devtmpfs dev /dev
 for module in /modules/*; do insmod "$module" || echo "failed: $module"; done
 [ "$part" = panics ] && echo c > /proc/sysrq-trigger
 mount -t ext4 /dev/vda /mnt || echo "failed: mount"
+if [ "$part" = writes ]; then
+    mount -t ext4 /dev/vdb /data || echo "failed: mount of the second"
+fi
 echo boot >> /mnt/boots
-touch /mnt/lines
+touch /mnt/lines /data/lines
+behind=$(($(wc -l < /mnt/lines) - $(wc -l < /data/lines)))
+[ "$behind" = 0 ] || [ "$behind" = 1 ] || echo "failed: the second disk is $behind lines behind"
+tail -n "$behind" /mnt/lines >> /data/lines
 echo "boots $(wc -l < /mnt/boots) lines $(wc -l < /mnt/lines)"
 stop=
 trap 'stop=1' USR1
@@ -35,9 +42,12 @@ for input in /dev/input/event*; do (head -c 24 "$input" > /dev/null && kill -USR
 n=$(wc -l < /mnt/lines)
 while [ -z "$stop" ]; do
     n=$((n + 1))
-    echo "$n" | dd of=/mnt/lines oflag=append conv=notrunc,fsync 2> /dev/null && echo "line $n" || echo "failed: line $n"
+    for disk in /mnt /data; do
+        echo "$n" | dd of=$disk/lines oflag=append conv=notrunc,fsync 2> /dev/null || echo "failed: line $n"
+    done
+    echo "line $n"
 done
-umount /mnt && echo "stopped after $n"
+umount /mnt /data && echo "stopped after $n"
 poweroff -f
 "#;
 /// Longest wait for what a guest says: several boots under software emulation on a busy machine.
@@ -171,19 +181,22 @@ fn build(place: &Place, kernel: &GuestKernel) {
     }
 }
 
-/// Protects VM `vm` with this image, as an operator does.
-fn protect(site: &Site<'_>, vm: &str, image: &std::path::Path) -> String {
-    let (disk, file) = (format!("root={}", image.display()), site.place.path(vm).display().to_string());
-    let mut words = vec!["vm", "protect", "d", vm, "--disk", &disk, "--definition", &file];
+/// Protects VM `vm` with these disks, as an operator does; where they are served.
+fn protect(site: &Site<'_>, vm: &str, disks: &[(&str, &std::path::Path)]) -> Vec<String> {
+    let file = site.place.path(vm).display().to_string();
+    let disks: Vec<String> = disks.iter().map(|(disk, image)| format!("{disk}={}", image.display())).collect();
+    let mut words = vec!["vm", "protect", "d", vm, "--definition", &file];
+    disks.iter().for_each(|disk| words.extend(["--disk", disk]));
     words.extend(["--definition-kind", QEMU_DEFINITION, "--cpus", "1", "--memory", "128MiB"]);
     site.ask(&words);
-    let shown = site.appliance.until("d", "its disk is served", |shown| uri(shown, vm).is_some());
-    uri(&shown, vm).unwrap()
+    let shown = site.appliance.until("d", "its disks are served", |shown| uris(shown, vm).is_some());
+    uris(&shown, vm).unwrap()
 }
 
-fn uri(shown: &Value, vm: &str) -> Option<String> {
+fn uris(shown: &Value, vm: &str) -> Option<Vec<String>> {
     let own = shown["vms"].as_array()?.iter().find(|one| one["name"] == vm)?;
-    own["disks"][0]["export_uri"].as_str().filter(|uri| !uri.is_empty()).map(str::to_owned)
+    let uri = |disk: &Value| disk["export_uri"].as_str().filter(|uri| !uri.is_empty()).map(str::to_owned);
+    own["disks"].as_array()?.iter().map(uri).collect()
 }
 
 /// A domain with a guest that runs at the first site, on its export, and one that is off there and panics where it starts.
@@ -191,17 +204,18 @@ fn two_guests(place: &Place) -> Guests<'_> {
     let first = Guests::start(place, "first");
     first.site.ask(&["store", "add", "s", "--url", &place.store_url()]);
     first.site.ask(&["domain", "create", "d", "--store", "s"]);
-    let (image, tree) = (place.path("root"), place.path("tree"));
+    let (root, data, tree) = (place.path("root"), place.path("data"), place.path("tree"));
     std::fs::create_dir(&tree).unwrap();
-    Kind::Ext4.make(&image, 32 * MIB, &tree);
-    let uri = protect(&first.site, "web", &image);
+    [&root, &data].into_iter().for_each(|image| Kind::Ext4.make(image, 32 * MIB, &tree));
+    let uris = protect(&first.site, "web", &[("root", &root), ("data", &data)]);
+    let disk = |(disk, uri): (&str, String)| DiskSpec { name: name(disk), uri, size: 32 * MIB };
     let spec = VmSpec {
         name: name("web"),
         domain: name("d"),
         cpus: 1,
         memory_bytes: 128 * MIB,
         firmware: String::new(),
-        disks: vec![DiskSpec { name: name("root"), uri, size: 32 * MIB }],
+        disks: ["root", "data"].into_iter().zip(uris).map(disk).collect(),
         nics: Vec::new(),
         placement: Default::default(),
         storage_policy: String::new(),
@@ -210,7 +224,7 @@ fn two_guests(place: &Place) -> Guests<'_> {
     };
     first.runtime.block_on(first.driver.define(&spec)).unwrap();
     first.runtime.block_on(first.driver.start(&spec.name)).unwrap();
-    protect(&first.site, "bad", &place.image("bad-disk"));
+    protect(&first.site, "bad", &[("root", &place.image("bad-disk"))]);
     assert_eq!(first.found(), (1, 0));
     first.some_more();
     first.site.appliance.until_recoverable("d");

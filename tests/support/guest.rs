@@ -59,7 +59,8 @@ impl Kernel {
         self.pack_all(&modules, &agent::borrowed(programs), &format!("{}{script}", agent::RUN), into);
     }
 
-    fn pack_with(&self, more: &[&str], script: &str, into: &Path) {
+    /// The same with further modules.
+    pub(crate) fn pack_with(&self, more: &[&str], script: &str, into: &Path) {
         self.pack_all(more, &[], script, into);
     }
 

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use freshet::hypervisor::{LibvirtDriver, LibvirtSettings};
+
 use super::real_images::{find, tool};
 
 /// Longest wait for what must come.
@@ -34,15 +36,52 @@ pub(crate) fn missing() -> Option<String> {
     (!known.is_ok_and(|status| status.success())).then(|| "no user libvirt-qemu here".to_owned())
 }
 
+/// Who guests run as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum User {
+    Root,
+    /// The user that libvirt comes with, to whom it gives the files of guests.
+    Own,
+}
+
+impl User {
+    /// The part of `qemu.conf` about it.
+    fn settings(self) -> &'static str {
+        match self {
+            User::Root => "user = \"root\"\ngroup = \"root\"\ndynamic_ownership = 0\nremember_owner = 0\n",
+            // Two sites share files here that no two hosts share.
+            User::Own => "user = \"libvirt-qemu\"\ngroup = \"kvm\"\nremember_owner = 0\n",
+        }
+    }
+
+    /// Hides hardware virtualization from who may not use it: what QEMU can is found out anew at each call where some of it
+    /// says that there is one, and some not.
+    fn hide(self) -> &'static str {
+        match self {
+            User::Root => "",
+            User::Own => {
+                "{ [ ! -e /dev/kvm ] || { : > \"$1/etc/none\" && chmod 0 \"$1/etc/none\" && \
+                 mount --bind \"$1/etc/none\" /dev/kvm; }; } && "
+            }
+        }
+    }
+}
+
 /// See the module.
 pub(crate) struct Libvirt {
     dir: PathBuf,
+    user: User,
     daemon: Option<Child>,
 }
 
 impl Libvirt {
     /// Starts one that keeps everything in `dir`, whose path must be short: it holds sockets.
     pub(crate) fn start(dir: &Path) -> Libvirt {
+        Libvirt::start_as(dir, User::Root)
+    }
+
+    /// The same with guests that run as this user.
+    pub(crate) fn start_as(dir: &Path, user: User) -> Libvirt {
         for (there, own) in PLACES {
             std::fs::create_dir_all(dir.join(own)).unwrap();
             // A place to mount at; left empty where it was not there.
@@ -56,10 +95,10 @@ impl Libvirt {
             log.display()
         );
         std::fs::write(dir.join("etc/libvirtd.conf"), text).unwrap();
-        let qemu = "user = \"root\"\ngroup = \"root\"\ndynamic_ownership = 0\nremember_owner = 0\n\
-                    security_driver = \"none\"\nnamespaces = []\ncgroup_controllers = []\nstdio_handler = \"file\"\n";
+        let rest = "security_driver = \"none\"\nnamespaces = []\ncgroup_controllers = []\nstdio_handler = \"file\"\n";
+        let qemu = format!("{}{rest}", user.settings());
         std::fs::write(dir.join("etc/qemu.conf"), qemu).unwrap();
-        let mut libvirt = Libvirt { dir: dir.to_owned(), daemon: None };
+        let mut libvirt = Libvirt { dir: dir.to_owned(), user, daemon: None };
         libvirt.start_again();
         libvirt
     }
@@ -67,7 +106,8 @@ impl Libvirt {
     /// Starts the daemon, and waits until it answers.
     pub(crate) fn start_again(&mut self) {
         let mounts = PLACES.map(|(there, own)| format!("mount --bind \"$1/{own}\" {there}")).join(" && ");
-        let script = format!("{mounts} && exec libvirtd -f /etc/libvirt/libvirtd.conf -p \"$1/run/pid\"");
+        let hide = self.user.hide();
+        let script = format!("{hide}{mounts} && exec libvirtd -f /etc/libvirt/libvirtd.conf -p \"$1/run/pid\"");
         let mut command = tool("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"]).arg(&self.dir);
         let out = std::fs::File::create(self.dir.join("log/out")).unwrap();
@@ -98,6 +138,13 @@ impl Libvirt {
 
     pub(crate) fn uri(&self) -> String {
         format!("qemu:///system?socket={}", self.dir.join("run/libvirt-sock").display())
+    }
+
+    /// A driver for it, which keeps disks for cloud-init in `seeds`.
+    pub(crate) fn driver(&self, seeds: &Path) -> LibvirtDriver {
+        let (limit, poll) = (PATIENCE, Duration::from_millis(50));
+        let (exports, seeds) = (PathBuf::from("/"), seeds.to_owned());
+        LibvirtDriver::new(LibvirtSettings { uri: self.uri(), limit, poll, exports, seeds }).unwrap()
     }
 
     /// Runs virsh; what it says where it fails.

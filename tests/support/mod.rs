@@ -10,11 +10,15 @@ use std::io::Write as _;
 
 pub(crate) mod agent;
 pub(crate) mod appliance;
+pub(crate) mod console;
 pub(crate) mod contract;
 pub(crate) mod guest;
 pub(crate) mod held_virsh;
 pub(crate) mod kills;
 pub(crate) mod libvirt;
+pub(crate) mod libvirt_guest;
+pub(crate) mod libvirt_site;
+pub(crate) mod loops;
 pub(crate) mod mounts;
 pub(crate) mod naive_s3;
 pub(crate) mod namespaces;

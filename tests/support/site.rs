@@ -154,7 +154,7 @@ impl<P: Deref<Target = Place> + Clone> Site<P> {
                 return shown;
             }
             let ended = ENDS.iter().any(|end| shown["state"] == *end);
-            assert!(!ended && began.elapsed() < PATIENCE, "{}: not {state}: {shown:#}", self.name);
+            assert!(!ended && began.elapsed() < PATIENCE * 3, "{}: not {state}: {shown:#}", self.name);
             std::thread::sleep(LOOK_EVERY);
         }
     }
@@ -181,7 +181,7 @@ impl<P: Deref<Target = Place> + Clone> Site<P> {
             if steps.into_iter().any(|one| one["name"] == step && one["state"] == "running") {
                 return;
             }
-            assert!(began.elapsed() < PATIENCE, "{}: {step} never runs: {shown:#}", self.name);
+            assert!(began.elapsed() < PATIENCE * 3, "{}: {step} never runs: {shown:#}", self.name);
             std::thread::sleep(LOOK_EVERY);
         }
     }

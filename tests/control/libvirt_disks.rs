@@ -1,0 +1,81 @@
+//! A guest with several disks, of which one is a block device, under a hypervisor that runs as a user of its own: all of it
+//! goes over and comes back at one moment.
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::appliance::Place;
+use crate::support::libvirt::User;
+use crate::support::libvirt_guest::{LibvirtGuest, file_disk, qcow2_image, raw_image};
+use crate::support::libvirt_site::{LibvirtSite, with_a_guest};
+use crate::support::loops::Loop;
+
+/// A disk on a block device, or in that file where there is none here.
+fn device_or_file(place: &Place) -> (Option<Loop>, String) {
+    let raw = raw_image(place, "data.img");
+    let Some(device) = Loop::over(&raw) else {
+        return (None, file_disk("vdb", &raw, "raw"));
+    };
+    let path = device.device.display().to_string();
+    let xml = format!(
+        "<disk type='block' device='disk'><driver name='qemu' type='raw'/><source dev='{path}'/>\
+         <target dev='vdb' bus='virtio'/></disk>"
+    );
+    (Some(device), xml)
+}
+
+#[test]
+fn two_disks_of_a_guest_of_another_user_go_over_and_back_together() {
+    with_a_guest("a guest of two disks of another user", |kernel| {
+        let place = Place::new();
+        // Another user goes through it.
+        std::fs::set_permissions(place.dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+        let (_device, second_disk) = device_or_file(&place);
+        let mut web = LibvirtGuest::new(&place, kernel, "web");
+        let first_disk = file_disk("vda", &qcow2_image(&place, "web.qcow2"), "qcow2");
+        web.disks = first_disk + &second_disk;
+        let console = &web.console;
+        let start = |name| LibvirtSite::start_as(&place, name, User::Own, "socket_group = \"kvm\"");
+        let (first, second) = (start("first"), start("second"));
+        first.libvirt.define(&web.xml());
+        first.libvirt.virsh(&["start", "web"]);
+        assert_eq!(console.boots(1), 0);
+
+        first.make_domain();
+        first.ask(&["vm", "protect", "d", "web"]);
+        let on = |site: &LibvirtSite<'_>| site.libvirt.virsh(&["domblklist", "web"]);
+        for disk in ["web/vda", "web/vdb"] {
+            assert!(on(&first).contains(disk), "{}", on(&first));
+        }
+        let runs_as = |site: &LibvirtSite<'_>| {
+            use std::os::unix::fs::MetadataExt;
+            let pid = std::fs::read_to_string(place.path(&format!("{}/run/qemu/web.pid", site.name))).unwrap();
+            std::fs::metadata(format!("/proc/{}", pid.trim())).unwrap().uid()
+        };
+        assert_ne!(runs_as(&first), 0, "it is no root's");
+        first.appliance.until_recoverable("d");
+        console.some_more();
+
+        second.import_domain();
+        let id = second.begin_planned("failover", &[]);
+        second.ended(&id, "TASK_STATE_DONE");
+        assert_eq!(console.boots(2), console.newest("down").unwrap(), "{:#?}", console.lines());
+        assert_ne!(runs_as(&second), 0);
+        console.some_more();
+
+        // Back by force, with the guest in the middle of its writes: both disks are of one moment.
+        first.until_idle();
+        first.follow("failback", &["--in-place"]);
+        let shipped = console.some_more();
+        second.ask(&["domain", "point", "d"]);
+        let mut second = second;
+        second.libvirt.power_failure();
+        second.crash();
+        first.task(&["failover", "complete", "d", "--yes", "d"]);
+        let found = console.boots(3);
+        assert!(found >= shipped, "{found} of {shipped}");
+        console.some_more();
+
+        first.appliance.until_recoverable("d");
+        console.assert_no_alarm();
+    });
+}

@@ -1,0 +1,137 @@
+//! What cannot be taken in from libvirt, and what would not come up under it at the other site: all of it is said before
+//! anything is done, with what to change, and nothing is half done.
+
+use super::appliance::{MIB, Place};
+use crate::support::libvirt::missing;
+use crate::support::libvirt_guest::file_disk;
+use crate::support::libvirt_site::LibvirtSite;
+use crate::support::skipped;
+
+const UUID: &str = "f533f2eb-2309-4183-9f90-9761e03d3c25";
+const MAC: &str = "52:54:00:11:22:33";
+
+/// A guest that nothing boots in: it stands in its firmware.
+fn vm(name: &str, uuid: Option<&str>, devices: &str) -> String {
+    let uuid = uuid.map(|uuid| format!("<uuid>{uuid}</uuid>")).unwrap_or_default();
+    format!(
+        "<domain type='qemu'><name>{name}</name>{uuid}<memory unit='MiB'>64</memory><vcpu>1</vcpu>\
+         <os><type arch='x86_64'>hvm</type></os><features><acpi/></features><devices>{devices}</devices></domain>"
+    )
+}
+
+fn card(mac: &str) -> String {
+    format!("<interface type='user'><mac address='{mac}'/></interface>")
+}
+
+#[test]
+fn what_cannot_follow_its_disks_is_refused_and_nothing_of_it_is_protected() {
+    if let Some(why) = missing() {
+        return skipped("VMs that cannot be taken in from libvirt", &why);
+    }
+    let place = Place::new();
+    let site = LibvirtSite::start(&place, "first");
+    site.make_domain();
+    let image = |name: &str| place.image(name);
+    let shared = file_disk("vda", &image("shared"), "raw").replace("</disk>", "<shareable/></disk>");
+    let volume = "<disk type='volume' device='disk'><driver name='qemu' type='raw'/><source pool='nowhere' volume='v'/>\
+                  <target dev='vda' bus='virtio'/></disk>";
+    let usb = "<hostdev mode='subsystem' type='usb'><source><vendor id='0x1'/><product id='0x2'/></source></hostdev>";
+    let passed = file_disk("vda", &image("passed"), "raw") + usb;
+    for (name, devices, why) in [
+        ("shared", shared.as_str(), "disk vda is shared with other VMs"),
+        ("none", "", "it has no disk"),
+        ("pool", volume, "disk vda of VM pool"),
+        ("passed", &passed, "a device of its host is passed through (usb)"),
+    ] {
+        site.libvirt.define(&vm(name, None, devices));
+        let ran = site.appliance.ask(&["vm", "protect", "d", name]);
+        let told = ran.json.to_string();
+        assert!(ran.code != Some(0) && told.contains(why) && told.contains(name), "{name}: {ran:?}");
+    }
+    let pool = site.appliance.ask(&["vm", "protect", "d", "pool"]).json.to_string();
+    assert!(pool.contains("no storage pool with matching name 'nowhere'"), "{pool}");
+
+    // One that runs, with a disk that its next start does not have.
+    let disk = file_disk("vda", &image("plug"), "raw");
+    site.libvirt.define(&vm("plug", None, &disk));
+    site.libvirt.virsh(&["start", "plug"]);
+    let more = image("plugged");
+    let plug = ["attach-disk", "plug", more.to_str().unwrap(), "vdb", "--live", "--subdriver", "raw"];
+    site.libvirt.virsh(&plug);
+    let told = site.appliance.ask(&["vm", "protect", "d", "plug"]).bad(4);
+    assert!(told.contains("was plugged or unplugged for as long as it runs"), "{told}");
+    assert!(!site.libvirt.virsh(&["domblklist", "plug"]).contains("plug/vd"));
+
+    let shown = site.ask(&["domain", "show", "d"]);
+    assert!(shown["vms"].as_array().is_none_or(Vec::is_empty), "{shown:#}");
+    assert!(!place.path("first-state/images").exists(), "no image was made for them");
+
+    // A medium in a drive is no reason, and is told.
+    let iso = image("install.iso");
+    let drive = format!(
+        "<disk type='file' device='cdrom'><driver name='qemu' type='raw'/><source file='{}'/>\
+         <target dev='sda' bus='sata'/><readonly/></disk>",
+        iso.display()
+    );
+    site.libvirt.define(&vm("desk", None, &(file_disk("vda", &image("desk"), "raw") + &drive)));
+    site.ask(&["vm", "protect", "d", "desk"]);
+    let events = site.ask(&["event", "list", "--subject", "d"]).to_string();
+    assert!(events.contains("VM desk: the medium in cdrom sda stays here"), "{events}");
+    site.appliance.until_recoverable("d");
+}
+
+#[test]
+fn what_would_not_come_up_at_the_other_site_is_known_by_its_plan() {
+    if let Some(why) = missing() {
+        return skipped("plans for VMs that libvirt would not take", &why);
+    }
+    let place = Place::new();
+    let (first, second) = (LibvirtSite::start(&place, "first"), LibvirtSite::start(&place, "second"));
+    first.make_domain();
+    let devices = file_disk("vda", &place.image("web.img"), "raw") + &card(MAC);
+    first.libvirt.define(&vm("web", Some(UUID), &devices));
+    first.ask(&["vm", "protect", "d", "web"]);
+    first.appliance.until_recoverable("d");
+    second.import_domain();
+    let lan = place.path("lan.xml");
+    std::fs::write(&lan, "<network><name>lan</name><bridge name='freshet-lan'/></network>").unwrap();
+    second.libvirt.virsh(&["net-define", lan.to_str().unwrap()]);
+    let datastore = second.datastore();
+    let plan = |more: &[&str]| {
+        let start = ["failover", "start", "d", "--planned", "--datastore", &datastore, "--log-size", "256MiB"];
+        second.appliance.ask(&[&start[..], more, &["--yes", "d"]].concat())
+    };
+    let refused = |more: &[&str], why: &str| {
+        let ran = plan(more);
+        let told = ran.json.to_string();
+        assert!(ran.code != Some(0) && told.contains(why), "{why}: {ran:?}");
+    };
+    refused(&["--default-network", "nowhere"], "this site has no network \\\"nowhere\\\"");
+    refused(&["--default-network", "lan"], "network lan does not run");
+    refused(&["--placement", "machine=amiga"], "placement.machine is amiga");
+    for (name, uuid, mac, why) in [
+        ("other", None, MAC, "is one of VM other here"),
+        ("other", Some(UUID), "52:54:00:99:99:99", "is that of VM other here"),
+        ("web", None, "52:54:00:99:99:99", "the hypervisor has a VM web that is not of this domain"),
+    ] {
+        second.libvirt.define(&vm(name, uuid, &card(mac)));
+        refused(&[], why);
+        if uuid.is_some() {
+            let shown = plan(&["--placement", "uuid=renew", "--dry-run"]);
+            assert_eq!(shown.code, Some(0), "another identity is drawn where that is said: {shown:?}");
+        }
+        second.libvirt.virsh(&["undefine", name]);
+    }
+    assert!(second.ask(&["task", "list", "--domain", "d"])["tasks"].as_array().is_none_or(Vec::is_empty));
+    assert_eq!(first.ask(&["domain", "show", "d"])["owner_site"], "first");
+
+    // Without all that it comes up.
+    let ran = plan(&[]).good();
+    let id = ran["task"]["id"].as_str().or(ran["id"].as_str()).unwrap().to_owned();
+    second.ended(&id, "TASK_STATE_DONE");
+    assert_eq!((first.libvirt.state("web").as_str(), second.libvirt.state("web").as_str()), ("shut off", "running"));
+    let xml = second.libvirt.virsh(&["dumpxml", "web"]);
+    assert!(xml.contains(UUID) && xml.contains(MAC), "{xml}");
+    let image = std::fs::metadata(place.path("web.img")).unwrap();
+    assert_eq!(image.len(), 4 * MIB, "what was left behind is as it was");
+}
