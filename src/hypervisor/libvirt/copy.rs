@@ -95,6 +95,10 @@ impl LibvirtDriver {
         for (n, one) in moves.iter().enumerate() {
             let pivoted = match self.pivot(vm, one).await {
                 Ok(()) => {
+                    // At once: until then the client gives up with its first connection, and the guest is told of it.
+                    if let Err(error) = self.reconnect_again(vm).await {
+                        tracing::warn!(vm = %vm.name, "its disks do not connect again by themselves: {error}");
+                    }
                     self.change_next_start(vm, &|target, disk| match target == one.target {
                         true => next(target, disk),
                         false => Ok(()),
