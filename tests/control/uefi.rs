@@ -1,9 +1,8 @@
-//! Guests with UEFI under both drivers: they boot by the firmware of this site, whatever that of the other one was called, and
-//! what they write into its variables is there at their next start, also where they were defined anew.
+//! A guest with UEFI under the QEMU driver: it boots by the firmware of this site, and what it writes into its variables is
+//! there at its next start, also where it was defined anew.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use freshet::hypervisor::{
     AccelChoice, Console as ConsoleKind, DiskSpec, Hypervisor, OnReboot, QEMU_DEFINITION, QemuDefinition, QemuDriver,
@@ -14,9 +13,7 @@ use freshet::ids::Name;
 use super::appliance::{MIB, PATIENCE, Place};
 use crate::support::console::Console;
 use crate::support::guest::Kernel;
-use crate::support::libvirt::Libvirt;
 use crate::support::libvirt_site::with_a_guest;
-use crate::support::real_images::{find, tool};
 use crate::support::skipped;
 
 const CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
@@ -64,81 +61,11 @@ fn variables(console: &Console, boots: usize) -> u64 {
     console.newest("variables").unwrap()
 }
 
-/// An export of an image, ended with this.
-struct Export(Child);
-
-impl Export {
-    fn start(socket: &Path, image: &Path) -> Export {
-        let mut command = tool("qemu-nbd");
-        command
-            .args(["--persistent", "--format", "raw", "--export-name", "web/vda", "--socket"])
-            .arg(socket)
-            .arg(image);
-        let export = Export(command.stdin(Stdio::null()).spawn().unwrap());
-        let began = Instant::now();
-        while !socket.exists() {
-            assert!(began.elapsed() < PATIENCE, "qemu-nbd does not serve");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        export
-    }
-}
-
-impl Drop for Export {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 fn with_firmware(what: &str, test: impl FnOnce(&Kernel)) {
-    match (Path::new(CODE).exists(), find("qemu-nbd")) {
-        (true, Some(_)) => with_a_guest(what, test),
-        (false, _) => skipped(what, &format!("no {CODE} here (package ovmf)")),
-        (_, None) => skipped(what, "no qemu-nbd here"),
+    match Path::new(CODE).exists() {
+        true => with_a_guest(what, test),
+        false => skipped(what, &format!("no {CODE} here (package ovmf)")),
     }
-}
-
-#[test]
-fn a_guest_under_libvirt_boots_by_the_firmware_of_this_site_and_keeps_its_variables() {
-    with_firmware("UEFI under libvirt", |kernel| {
-        let place = Place::new();
-        let initramfs = place.path("initramfs");
-        kernel.pack_with(&MODULES, SCRIPT, &initramfs);
-        let console = Console(place.path("console"));
-        let definition = |loader: &str| {
-            format!(
-                "<domain type='qemu'><name>web</name><memory unit='MiB'>192</memory><vcpu>1</vcpu>\
-                 <os><type arch='x86_64' machine='pc-q35-99.0'>hvm</type><loader readonly='yes' type='pflash'>{loader}</loader>\
-                 <nvram>/not/here/web_VARS.fd</nvram><kernel>{}</kernel><initrd>{}</initrd>\
-                 <cmdline>console=ttyS0 loglevel=5 panic=-1 no_timer_check</cmdline></os><features><acpi/></features>\
-                 <on_reboot>destroy</on_reboot><devices><disk type='file' device='disk'><source file='/not/here/web.img'/>\
-                 <target dev='vda' bus='virtio'/></disk>\
-                 <serial type='file'><source path='{}' append='on'/></serial></devices></domain>",
-                kernel.image().display(),
-                initramfs.display(),
-                console.0.display()
-            )
-        };
-        let socket = place.path("export.sock");
-        let _export = Export::start(&socket, &place.image("web.img"));
-        let uri = format!("nbd+unix:///web%2Fvda?socket={}", socket.display());
-        let libvirt = Libvirt::start(&place.path("l"));
-        let driver = libvirt.driver(&place.path("seeds"));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        // Firmware of another distribution first, then a file that this site has, too.
-        for (boots, loader) in [(1, "/usr/share/edk2/ovmf/OVMF_CODE.fd"), (2, CODE)] {
-            let web = spec("libvirt-xml", definition(loader), uri.clone());
-            assert_eq!(runtime.block_on(driver.would_refuse(std::slice::from_ref(&web))).unwrap(), []);
-            runtime.block_on(driver.define(&web)).unwrap();
-            runtime.block_on(driver.start(&web.name)).unwrap();
-            assert_eq!(variables(&console, boots), boots as u64 - 1, "what was written at the boot before");
-            assert!(runtime.block_on(driver.shutdown(&web.name, PATIENCE)).unwrap());
-        }
-        runtime.block_on(driver.undefine(&name("web"))).unwrap();
-        let kept = std::fs::read_dir(place.path("l/lib/qemu/nvram")).unwrap().count();
-        assert_eq!(kept, 1, "its variables stay");
-    });
 }
 
 #[test]
