@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::appliance::{Appliance, MIB, PATIENCE, Place};
-use super::failovers::{IMPATIENT, Site, number, protected, read, write};
-use super::figures::options_file;
-use crate::support::s3::{Options, S3Server};
+use super::failovers::{IMPATIENT, Site, begin, number, place_with_s3, protected, read, write};
 use crate::support::skipped;
 
 /// A task that waits looks each second whether its limit is over. Where it does so later, this shows less, and fails nothing.
@@ -86,7 +84,7 @@ fn tasks_wait_as_long_as_they_must_though_clocks_are_wrong_by_hours_and_are_set_
     set_clock(&place, "first", "+7h");
     set_clock(&place, "second", "-5h");
     let start = |name| Site::start_by(&place, name, serve);
-    let (first, second) = protected(&place, start("first"), start("second"));
+    let (first, second) = protected(start("first"), start("second"));
     write(&first, 2 * MIB, 9);
     first.ask(&["domain", "point", "d"]);
     let there = second.datastore();
@@ -143,25 +141,18 @@ fn ages_are_true_where_a_store_has_a_clock_and_one_that_is_too_far_off_is_named_
     if !clocks_can_be_set(test) {
         return;
     }
-    let place = Place::new();
-    let server = S3Server::start(&place.path("objects"), Options::default()).unwrap();
-    let options = options_file(&place, &server);
+    let (place, server) = place_with_s3();
     // As far apart as signatures bear.
     set_clock(&place, "first", "+12m");
     set_clock(&place, "second", "-5h");
     let (first, second) = (Site::start_by(&place, "first", serve), Site::start_by(&place, "second", serve));
-    let url = server.url("site");
-    let add = ["store", "add", "s", "--url", &url, "--options-file", &options];
-    first.ask(&add);
-    let refused = second.appliance.ask(&add).bad(8);
+    first.add_store();
+    let (url, options) = (server.url("site"), place.store_options("second").display().to_string());
+    let refused = second.appliance.ask(&["store", "add", "s", "--url", &url, "--options-file", &options]).bad(8);
     assert!(refused.contains("set this machine's clock"), "{refused}");
     set_clock(&place, "second", "-12m");
-    second.ask(&add);
-    first.ask(&["domain", "create", "d", "--store", "s"]);
-    first.ask(&["vm", "protect", "d", "web", "--disk", &format!("root={}", place.image("root").display())]);
-    first.switch("web", "running");
-    first.appliance.until_recoverable("d");
-    second.ask(&["domain", "import", "d", "--store", "s"]);
+    second.add_store();
+    begin(&first, &second);
     let there = second.datastore();
     second.task(&["failover", "continuous", "d", "--datastore", &there, "--log-size", "256MiB", "--yes", "d"]);
     is_following(&second, 0);

@@ -16,17 +16,35 @@ pub(super) const IMPATIENT: &str = "[failover]\nshutdown_limit = \"2s\"\n";
 
 /// A domain with one running VM at the first site, which the second has imported.
 pub(super) fn two_sites(place: &Place) -> (Site<'_>, Site<'_>) {
-    protected(place, Site::start(place, "first"), Site::start(place, "second"))
+    protected(Site::start(place, "first"), Site::start(place, "second"))
 }
 
-pub(super) fn protected<'p>(place: &'p Place, first: Site<'p>, second: Site<'p>) -> (Site<'p>, Site<'p>) {
-    let image = place.image("root");
-    first.appliance.protect(place, &image);
-    std::fs::write(first.hypervisor("vm-web"), "running\n").unwrap();
-    first.appliance.until_recoverable("d");
-    second.ask(&["store", "add", "s", "--url", &place.store_url()]);
-    second.ask(&["domain", "import", "d", "--store", "s"]);
+pub(super) fn protected<'p>(first: Site<'p>, second: Site<'p>) -> (Site<'p>, Site<'p>) {
+    first.add_store();
+    second.add_store();
+    begin(&first, &second);
     (first, second)
+}
+
+/// Makes the domain, and imports it, where both have the storage site.
+pub(super) fn begin(first: &Site<'_>, second: &Site<'_>) {
+    first.ask(&["domain", "create", "d", "--store", "s"]);
+    first.ask(&["vm", "protect", "d", "web", "--disk", &format!("root={}", first.place.image("root").display())]);
+    first.switch("web", "running");
+    first.appliance.until_recoverable("d");
+    second.ask(&["domain", "import", "d", "--store", "s"]);
+}
+
+/// A place whose storage site is an S3 server, which a test can trouble.
+pub(super) fn place_with_s3() -> (Place, S3Server) {
+    let mut place = Place::new();
+    let server = S3Server::start(&place.path("objects"), Options::default()).unwrap();
+    let options = options_file(&place, &server);
+    for site in ["first", "second"] {
+        std::fs::copy(&options, place.store_options(site)).unwrap();
+    }
+    place.store = Some(server.url("site"));
+    (place, server)
 }
 
 /// A number of an answer, which JSON of the API may have as text.
@@ -232,19 +250,9 @@ fn of_two_sites_that_complete_at_the_same_moment_one_has_it_and_the_other_says_w
 
 #[test]
 fn progress_is_told_disk_by_disk_while_they_are_filled() {
-    let place = Place::new();
-    let server = S3Server::start(&place.path("objects"), Options::default()).unwrap();
-    let options = options_file(&place, &server);
+    let (place, server) = place_with_s3();
     let impatient = |place: &Place, name: &str, more: &str| place.serve_with(name, &format!("{more}{IMPATIENT}"));
-    let (first, second) = (Site::start_by(&place, "first", impatient), Site::start(&place, "second"));
-    for site in [&first, &second] {
-        site.ask(&["store", "add", "s", "--url", &server.url("site"), "--options-file", &options]);
-    }
-    first.ask(&["domain", "create", "d", "--store", "s"]);
-    first.ask(&["vm", "protect", "d", "web", "--disk", &format!("root={}", place.image("root").display())]);
-    std::fs::write(first.hypervisor("vm-web"), "running\n").unwrap();
-    first.appliance.until_recoverable("d");
-    second.ask(&["domain", "import", "d", "--store", "s"]);
+    let (first, second) = protected(Site::start_by(&place, "first", impatient), Site::start(&place, "second"));
     // Each read of data takes longer than progress is looked at.
     server.faults().set([Rule::new(Fault::Latency(PATIENCE / 40)).verb(Verb::Get).key("segments/")]);
     let there = second.datastore();
@@ -286,18 +294,8 @@ fn progress_is_told_disk_by_disk_while_they_are_filled() {
 
 #[test]
 fn what_a_site_knows_by_itself_is_shown_while_the_store_is_away_and_following_ends_on_request() {
-    let place = Place::new();
-    let server = S3Server::start(&place.path("objects"), Options::default()).unwrap();
-    let options = options_file(&place, &server);
-    let (first, second) = (Site::start(&place, "first"), Site::start(&place, "second"));
-    for site in [&first, &second] {
-        site.ask(&["store", "add", "s", "--url", &server.url("site"), "--options-file", &options]);
-    }
-    first.ask(&["domain", "create", "d", "--store", "s"]);
-    first.ask(&["vm", "protect", "d", "web", "--disk", &format!("root={}", place.image("root").display())]);
-    first.switch("web", "running");
-    first.appliance.until_recoverable("d");
-    second.ask(&["domain", "import", "d", "--store", "s"]);
+    let (place, server) = place_with_s3();
+    let (first, second) = two_sites(&place);
     let there = second.datastore();
     let follow = ["failover", "continuous", "d", "--datastore", &there, "--log-size", "256MiB", "--yes", "d"];
     let planned = second.ask(&[&follow[..2], &follow[2..7], &["--dry-run"]].concat());
@@ -338,18 +336,8 @@ fn what_a_site_knows_by_itself_is_shown_while_the_store_is_away_and_following_en
 
 #[test]
 fn a_vm_that_is_being_synced_keeps_all_guests_running_and_the_runbook_of_now_is_followed() {
-    let place = Place::new();
-    let server = S3Server::start(&place.path("objects"), Options::default()).unwrap();
-    let options = options_file(&place, &server);
-    let (first, second) = (Site::start(&place, "first"), Site::start(&place, "second"));
-    for site in [&first, &second] {
-        site.ask(&["store", "add", "s", "--url", &server.url("site"), "--options-file", &options]);
-    }
-    first.ask(&["domain", "create", "d", "--store", "s"]);
-    first.ask(&["vm", "protect", "d", "web", "--disk", &format!("root={}", place.image("root").display())]);
-    first.switch("web", "running");
-    first.appliance.until_recoverable("d");
-    second.ask(&["domain", "import", "d", "--store", "s"]);
+    let (place, server) = place_with_s3();
+    let (first, second) = two_sites(&place);
     let there = second.datastore();
     second.task(&["failover", "continuous", "d", "--datastore", &there, "--log-size", "256MiB", "--yes", "d"]);
     // Set after following began.

@@ -2,19 +2,19 @@
 //! protected without a stop, every way to the other site, and back. Content is checked by the guest itself, which reads its
 //! numbered lines at each boot and tells its console whether all are there.
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Duration;
 
+use super::appliance::{Place, Ran, freshet};
+use crate::support::console::Console;
+use crate::support::guest::Kernel;
+use crate::support::libvirt::{Libvirt, missing};
+use crate::support::libvirt_guest::{file_disk, qcow2_image};
+use crate::support::libvirt_site::{LibvirtSite, with_a_guest};
+use crate::support::{agent, skipped};
 use freshet::error::ErrorKind;
 use freshet::hypervisor::{DiskSpec, Hypervisor, LibvirtDriver, LibvirtSettings, NicSpec, PowerState, Seed, VmSpec};
 use freshet::ids::Name;
-use serde_json::Value;
-
-use super::appliance::{Appliance, PATIENCE, Place};
-use crate::support::guest::Kernel;
-use crate::support::libvirt::{Libvirt, missing};
-use crate::support::real_images::{run, tool};
-use crate::support::{agent, skipped};
 
 /// What the guest does: tells what it finds, writes on, and ends with its power button.
 pub(super) const SCRIPT: &str = r#"
@@ -33,9 +33,6 @@ done
 umount /mnt && echo "down $n"
 poweroff -f
 "#;
-
-/// Words on a console that speak of a disk that failed.
-const ALARMS: [&str; 5] = ["I/O error", "EXT4-fs error", "EXT4-fs warning", "failed:", "Kernel panic"];
 
 fn name(text: &str) -> Name {
     Name::new(text).unwrap()
@@ -63,196 +60,39 @@ pub(super) fn definition(place: &Place, kernel: &Kernel, name: &str, disk: &str)
     )
 }
 
-pub(super) fn file_disk(path: &Path, format: &str) -> String {
-    format!(
-        "<disk type='file' device='disk'><driver name='qemu' type='{format}'/><source file='{}'/>\
-         <target dev='vda' bus='virtio'/></disk>",
-        path.display()
-    )
-}
-
-/// A qcow2 image with an empty ext4 in it.
-pub(super) fn make_image(place: &Place) -> PathBuf {
-    let (raw, image) = (place.path("raw"), place.path("web.qcow2"));
-    std::fs::File::create(&raw).unwrap().set_len(64 << 20).unwrap();
-    run(tool("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(&raw));
-    run(tool("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(&raw).arg(&image));
-    image
-}
-
-/// The console of the guest, at whatever site.
-pub(super) struct Console(pub(super) PathBuf);
-
-impl Console {
-    /// Whole lines: half a number is another one.
-    fn lines(&self) -> Vec<String> {
-        let mut text = std::fs::read(&self.0).unwrap_or_default();
-        text.truncate(text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
-        String::from_utf8_lossy(&text).lines().map(|line| line.trim().to_owned()).collect()
-    }
-
-    /// The newest number that stands behind a word.
-    pub(super) fn newest(&self, word: &str) -> Option<u64> {
-        self.lines().iter().rev().find_map(|line| line.strip_prefix(word)?.strip_prefix(' ')?.parse().ok())
-    }
-
-    fn count(&self, word: &str) -> usize {
-        self.lines().iter().filter(|line| line.starts_with(word)).count()
-    }
-
-    pub(super) fn wait(&self, what: &str, mut is: impl FnMut() -> bool) {
-        let began = Instant::now();
-        while !is() {
-            assert!(began.elapsed() < PATIENCE * 2, "{what} never came: {:#?}", self.lines());
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    /// Waits until the guest has booted `boots` times in all, with every line there; how many lines it found then.
-    pub(super) fn boots(&self, boots: usize) -> u64 {
-        self.wait("a boot", || self.count("whole") + self.count("torn") >= boots);
-        assert_eq!((self.count("torn"), self.count("whole")), (0, boots), "{:#?}", self.lines());
-        self.newest("whole").unwrap()
-    }
-
-    /// Waits until it has written some more.
-    pub(super) fn some_more(&self) -> u64 {
-        let now = self.newest("kept").unwrap_or(0);
-        self.wait("lines", || self.newest("kept").unwrap_or(0) >= now + 5);
-        self.newest("kept").unwrap()
-    }
-
-    pub(super) fn assert_no_alarm(&self) {
-        let lines = self.lines();
-        let alarm = lines.iter().find(|line| ALARMS.iter().any(|alarm| line.contains(alarm)));
-        assert_eq!(alarm, None, "{lines:#?}");
-    }
-}
-
-/// A site with a daemon and an appliance.
-pub(super) struct Site<'p> {
-    pub(super) place: &'p Place,
-    name: &'static str,
-    pub(super) libvirt: Libvirt,
-    pub(super) appliance: Option<Appliance>,
-}
-
-impl<'p> Site<'p> {
-    pub(super) fn start(place: &'p Place, name: &'static str) -> Site<'p> {
-        std::fs::create_dir(place.path(&format!("{name}-disks"))).unwrap();
-        let libvirt = Libvirt::start(&place.path(name));
-        let mut site = Site { place, name, libvirt, appliance: None };
-        site.serve();
-        site
-    }
-
-    pub(super) fn serve(&mut self) {
-        let more = format!("[hypervisor]\nkind = \"libvirt\"\nuri = \"{}\"\npoll = \"50ms\"\n", self.libvirt.uri());
-        self.appliance = Some(self.place.serve_with(self.name, &more));
-    }
-
-    pub(super) fn appliance(&self) -> &Appliance {
-        self.appliance.as_ref().unwrap()
-    }
-
-    pub(super) fn ask(&self, args: &[&str]) -> Value {
-        self.appliance().ask(args).good()
-    }
-
-    /// Starts a task, and waits until it has ended well.
-    fn task(&self, args: &[&str]) {
-        self.done(&self.begin(args));
-    }
-
-    /// Starts a task; its number.
-    fn begin(&self, args: &[&str]) -> String {
-        let begun = self.ask(args);
-        begun["task"]["id"].as_str().or(begun["id"].as_str()).unwrap_or_else(|| panic!("{begun:#}")).to_owned()
-    }
-
-    /// Waits until a task has ended well.
-    fn done(&self, id: &str) {
-        let began = Instant::now();
-        loop {
-            let shown = self.ask(&["task", "show", id]);
-            if shown["state"] == "TASK_STATE_DONE" {
-                return;
-            }
-            let ended = ["TASK_STATE_FAILED", "TASK_STATE_CANCELLED"].iter().any(|s| shown["state"] == *s);
-            assert!(!ended && began.elapsed() < PATIENCE * 3, "{}: {shown:#}", self.name);
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    fn until_mode(&self, mode: &str) {
-        self.appliance().until("d", mode, |shown| shown["mode"] == mode);
-    }
-
-    /// Waits until nothing works on the domain here.
-    fn until_idle(&self) {
-        let began = Instant::now();
-        let running = || self.ask(&["task", "list", "--domain", "d", "--running"]);
-        while !running()["tasks"].as_array().is_none_or(Vec::is_empty) {
-            assert!(began.elapsed() < PATIENCE, "{}: a task does not end", self.name);
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    fn datastore(&self) -> String {
-        self.place.path(&format!("{}-disks", self.name)).display().to_string()
-    }
-
-    fn follow(&self, verb: &str, more: &[&str]) {
-        let datastore = self.datastore();
-        let mut args = vec![verb, "continuous", "d", "--datastore", &datastore, "--log-size", "256MiB", "--yes", "d"];
-        args.extend(more);
-        self.task(&args);
-        self.until_mode("DOMAIN_MODE_CONTINUOUS_REHYDRATION_IN_PROGRESS");
-    }
-}
-
-pub(super) fn with_a_guest(what: &str, test: impl FnOnce(&Kernel)) {
-    match (missing(), Kernel::find()) {
-        (None, Ok(kernel)) => test(&kernel),
-        (Some(why), _) | (None, Err(why)) => skipped(what, &why),
-    }
-}
-
 #[test]
 fn a_running_guest_is_protected_fails_over_and_back_and_is_let_go_with_every_line() {
     with_a_guest("a guest under libvirt", |kernel| {
         let place = Place::new();
         kernel.pack_with_button(SCRIPT, &place.path("initramfs"));
-        let image = make_image(&place);
+        let image = qcow2_image(&place, "web.qcow2");
         let console = Console(place.path("console"));
-        let mut first = Site::start(&place, "first");
-        let mut second = Site::start(&place, "second");
-        first.libvirt.define(&definition(&place, kernel, "web", &file_disk(&image, "qcow2")));
+        let mut first = LibvirtSite::start(&place, "first");
+        let mut second = LibvirtSite::start(&place, "second");
+        first.libvirt.define(&definition(&place, kernel, "web", &file_disk("vda", &image, "qcow2")));
         first.libvirt.virsh(&["start", "web"]);
         assert_eq!(console.boots(1), 0);
         console.some_more();
 
         // Without a stop: no further boot, and its disk is the export now and from its next start on.
-        first.ask(&["store", "add", "s", "--url", &place.store_url()]);
-        first.ask(&["domain", "create", "d", "--store", "s"]);
+        first.make_domain();
         first.ask(&["vm", "protect", "d", "web"]);
         for which in ["--inactive", "--security-info"] {
             let xml = first.libvirt.virsh(&["dumpxml", which, "web"]);
             assert!(xml.contains("name='web/vda'") && !xml.contains("web.qcow2"), "{xml}");
         }
-        first.appliance().until_recoverable("d");
+        first.appliance.until_recoverable("d");
         // A kill of the appliance is not noticed.
-        first.appliance.take().unwrap().kill();
+        first.crash();
         std::thread::sleep(Duration::from_millis(300));
-        first.serve();
+        first.serve_again();
         console.some_more();
         console.assert_no_alarm();
-        first.appliance().until_recoverable("d");
+        first.appliance.until_recoverable("d");
 
         // Planned: every line is there.
-        second.ask(&["store", "add", "s", "--url", &place.store_url()]);
-        second.ask(&["domain", "import", "d", "--store", "s"]);
-        let shown = second.appliance().until_recoverable("d");
+        second.import_domain();
+        let shown = second.appliance.until_recoverable("d");
         assert_eq!(shown["vms"][0]["definition_kind"], "libvirt-xml", "{shown:#}");
         second.follow("failover", &[]);
         console.some_more();
@@ -277,14 +117,14 @@ fn a_running_guest_is_protected_fails_over_and_back_and_is_let_go_with_every_lin
         });
         std::thread::sleep(Duration::from_millis(500));
         second.libvirt.start_again();
-        first.done(&back);
+        first.ended(&back, "TASK_STATE_DONE");
         assert_eq!(console.boots(3), console.newest("down").unwrap());
         second.until_idle();
         second.follow("failover", &["--in-place"]);
         let shipped = console.some_more();
         first.ask(&["domain", "point", "d"]);
         first.libvirt.power_failure();
-        first.appliance.take().unwrap().kill();
+        first.crash();
         second.task(&["failover", "complete", "d", "--yes", "d"]);
         let found = console.boots(4);
         assert!(found >= shipped, "{found} of {shipped}");
@@ -300,7 +140,7 @@ fn a_running_guest_is_protected_fails_over_and_back_and_is_let_go_with_every_lin
         second.ask(&["vm", "unprotect", "d", "web"]);
         let xml = second.libvirt.virsh(&["dumpxml", "web"]);
         assert!(xml.contains("second-disks") && xml.contains("type='raw'") && !xml.contains("nbd"), "{xml}");
-        assert!(second.appliance.take().unwrap().stop().success());
+        assert!(second.site.appliance.stop().success());
     });
 }
 
@@ -313,40 +153,37 @@ fn a_guest_is_moved_on_and_back_and_what_fails_or_is_killed_half_way_leaves_it_w
             Err(why) => return skipped("live protection under libvirt of a guest with an agent", &why),
         };
         kernel.pack_with_agent(&programs, SCRIPT, &place.path("initramfs"));
-        let image = make_image(&place);
+        let image = qcow2_image(&place, "web.qcow2");
         let console = Console(place.path("console"));
-        let mut site = Site::start(&place, "first");
-        site.libvirt.define(&definition(&place, kernel, "web", &file_disk(&image, "qcow2")));
+        let mut site = LibvirtSite::start(&place, "first");
+        site.libvirt.define(&definition(&place, kernel, "web", &file_disk("vda", &image, "qcow2")));
         site.libvirt.virsh(&["start", "web"]);
         console.boots(1);
         agent_answers(&site, &place, &console);
-        site.ask(&["store", "add", "s", "--url", &place.store_url()]);
-        site.ask(&["domain", "create", "d", "--store", "s"]);
-        let on_export = |site: &Site<'_>| site.libvirt.virsh(&["domblklist", "web"]).contains("web/vda");
+        site.make_domain();
+        let on_export = |site: &LibvirtSite<'_>| site.libvirt.virsh(&["domblklist", "web"]).contains("web/vda");
 
         // Somebody else's copy is in its way, and goes on: nothing is left of ours.
         let other = place.path("other.raw");
         site.libvirt.virsh(&["blockcopy", "web", "vda", other.to_str().unwrap(), "--transient-job"]);
-        let refused = site.appliance().ask(&["vm", "protect", "d", "web"]).bad(4);
+        let refused = site.appliance.ask(&["vm", "protect", "d", "web"]).bad(4);
         assert!(refused.contains("is being copied by somebody else"), "{refused}");
         assert!(site.libvirt.virsh(&["dumpxml", "web"]).contains("other.raw") && !on_export(&site));
         site.libvirt.virsh(&["blockjob", "web", "vda", "--abort"]);
         assert_eq!(std::fs::read_dir(place.path("first-state/images/d/web")).unwrap().count(), 0);
 
         // Killed while it copies: the guest has its old disk, and the next start goes on.
-        let socket = site.appliance().socket.clone();
+        let socket = site.appliance.socket.clone();
         let asking = std::thread::spawn(move || {
-            super::appliance::Ran::of(
-                super::appliance::freshet().args(["--json", "vm", "protect", "d", "web", "--socket"]).arg(socket),
-            )
+            Ran::of(freshet().args(["--json", "vm", "protect", "d", "web", "--socket"]).arg(socket))
         });
         console.wait("a copy", || site.libvirt.virsh(&["dumpxml", "web"]).contains("<mirror") || on_export(&site));
-        site.appliance.take().unwrap().kill();
+        site.crash();
         asking.join().unwrap();
         console.some_more();
-        site.serve();
+        site.serve_again();
         console.wait("the disk on its export", || on_export(&site));
-        site.appliance().until_recoverable("d");
+        site.appliance.until_recoverable("d");
         console.some_more();
 
         let back = site.ask(&["vm", "unprotect", "d", "web"]);
@@ -363,7 +200,7 @@ fn a_guest_is_moved_on_and_back_and_what_fails_or_is_killed_half_way_leaves_it_w
         assert!(on_export(&site));
         site.libvirt.virsh(&["start", "web"]);
         assert_eq!(console.boots(2), console.newest("down").unwrap());
-        site.appliance().until_recoverable("d");
+        site.appliance.until_recoverable("d");
         console.some_more();
         console.assert_no_alarm();
     });
@@ -385,7 +222,7 @@ async fn the_driver_says_what_is_wrong_and_undefines_no_disk() {
         format!(
             "<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory><os><type>hvm</type></os><devices>{}{more}\
              </devices></domain>",
-            file_disk(&image, "raw")
+            file_disk("vda", &image, "raw")
         )
     };
     // A VM whose name is a number is not taken for a running guest's.
@@ -488,7 +325,7 @@ async fn addresses_are_handed_over(driver: &LibvirtDriver, libvirt: &Libvirt, pl
 }
 
 /// The real agent in the guest answers the driver, and tells the guest's addresses.
-fn agent_answers(site: &Site<'_>, place: &Place, console: &Console) {
+fn agent_answers(site: &LibvirtSite<'_>, place: &Place, console: &Console) {
     let driver = LibvirtDriver::new(settings(&site.libvirt.uri(), place)).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let ask = |addresses| runtime.block_on(driver.agent(&name("web"), addresses, Duration::from_secs(20)));

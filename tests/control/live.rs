@@ -7,8 +7,11 @@ use std::thread::JoinHandle;
 use serde_json::Value;
 
 use super::appliance::{Place, Ran, freshet};
-use super::libvirt::{Console, SCRIPT, Site, definition, file_disk, make_image, with_a_guest};
+use super::libvirt::{SCRIPT, definition};
+use crate::support::console::Console;
 use crate::support::held_virsh::HeldVirsh;
+use crate::support::libvirt_guest::{file_disk, qcow2_image};
+use crate::support::libvirt_site::{LibvirtSite, with_a_guest};
 use crate::support::mounts::with_own_mounts;
 
 /// Bytes of data of the second disk, by which its copy takes some seconds where it is slow.
@@ -16,13 +19,13 @@ const DATA: usize = 24 << 20;
 
 /// The guest and its site.
 struct Rig<'p> {
-    site: Site<'p>,
+    site: LibvirtSite<'p>,
     console: Console,
     virsh: HeldVirsh,
 }
 
 /// A domain as it is shown.
-fn shown(site: &Site<'_>) -> Value {
+fn shown(site: &LibvirtSite<'_>) -> Value {
     site.ask(&["domain", "show", "d"])
 }
 
@@ -46,18 +49,16 @@ impl Rig<'_> {
             with_a_guest(what, |kernel| {
                 let place = Place::new();
                 kernel.pack_with_button(SCRIPT, &place.path("initramfs"));
-                let (image, second) = (make_image(&place), place.path("second.raw"));
+                let (image, second) = (qcow2_image(&place, "web.qcow2"), place.path("second.raw"));
                 std::fs::write(&second, vec![7; DATA]).unwrap();
                 let virsh = HeldVirsh::install(&place.path("virsh"));
-                let site = Site::start(&place, "first");
-                let more = file_disk(&second, "raw").replace("vda", "vdb");
-                let disks = file_disk(&image, "qcow2") + &more;
+                let site = LibvirtSite::start(&place, "first");
+                let disks = file_disk("vda", &image, "qcow2") + &file_disk("vdb", &second, "raw");
                 site.libvirt.define(&definition(&place, kernel, "web", &disks));
                 site.libvirt.virsh(&["start", "web"]);
                 let console = Console(place.path("console"));
                 console.boots(1);
-                site.ask(&["store", "add", "s", "--url", &place.store_url()]);
-                site.ask(&["domain", "create", "d", "--store", "s"]);
+                site.make_domain();
                 test(&mut Rig { site, console, virsh });
             });
         });
@@ -65,12 +66,12 @@ impl Rig<'_> {
 
     /// A command about the VM, side by side.
     fn begin(&self, verb: &'static str) -> JoinHandle<Ran> {
-        let socket: PathBuf = self.site.appliance().socket.clone();
+        let socket: PathBuf = self.site.appliance.socket.clone();
         std::thread::spawn(move || Ran::of(freshet().args(["--json", "vm", verb, "d", "web", "--socket"]).arg(socket)))
     }
 
     fn until(&self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
-        self.site.appliance().until("d", what, is)
+        self.site.appliance.until("d", what, is)
     }
 
     fn until_phase(&self, word: &str) -> Value {
@@ -87,7 +88,7 @@ impl Rig<'_> {
     }
 
     fn kill(&mut self) {
-        self.site.appliance.take().unwrap().kill();
+        self.site.crash();
     }
 
     /// Whether the guest uses this of its disks, now and at its next start.
@@ -128,7 +129,7 @@ fn how_far_a_guest_is_on_its_way_onto_its_exports_and_back_is_told_of_each_disk(
         assert!(done < total && total as usize >= DATA, "{done} of {total}");
         assert_ne!(first["status"], "PROTECTION_STATUS_RECOVERABLE");
         let told =
-            freshet().args(["domain", "show", "d", "--socket"]).arg(&rig.site.appliance().socket).output().unwrap();
+            freshet().args(["domain", "show", "d", "--socket"]).arg(&rig.site.appliance.socket).output().unwrap();
         let told = String::from_utf8(told.stdout).unwrap();
         assert!(told.contains("onto its exports, copying: ") && told.contains("vdb (copying)"), "{told}");
         rig.until("it getting on", |shown| {
@@ -142,7 +143,7 @@ fn how_far_a_guest_is_on_its_way_onto_its_exports_and_back_is_told_of_each_disk(
         rig.virsh.release("vdb");
         let protected = asking.join().unwrap().good();
         assert!(protected["move"].is_null() && rig.uses("web/vda") && rig.uses("web/vdb"), "{protected:#}");
-        assert!(rig.site.appliance().until_recoverable("d")["vms"][0]["move"].is_null());
+        assert!(rig.site.appliance.until_recoverable("d")["vms"][0]["move"].is_null());
 
         rig.virsh.slow(true);
         let asking = rig.begin("unprotect");
@@ -162,7 +163,7 @@ fn how_far_a_guest_is_on_its_way_onto_its_exports_and_back_is_told_of_each_disk(
 fn a_guest_that_goes_back_is_brought_there_though_the_appliance_is_killed_and_is_not_called_recoverable() {
     Rig::with("a kill while a running guest goes back", |rig| {
         rig.site.ask(&["vm", "protect", "d", "web"]);
-        rig.site.appliance().until_recoverable("d");
+        rig.site.appliance.until_recoverable("d");
         // While it is copied.
         rig.virsh.slow(true);
         let asking = rig.begin("unprotect");
@@ -172,7 +173,7 @@ fn a_guest_that_goes_back_is_brought_there_though_the_appliance_is_killed_and_is
         asking.join().unwrap();
         rig.virsh.slow(false);
         rig.virsh.hold("vdb");
-        rig.site.serve();
+        rig.site.serve_again();
         // As its disks change over: one of two is back.
         rig.virsh.until_held("vdb");
         let half = rig.until("a disk of two", |shown| disks(shown) == ["MOVE_PHASE_MOVED", "MOVE_PHASE_PIVOTING"]);
@@ -181,7 +182,7 @@ fn a_guest_that_goes_back_is_brought_there_though_the_appliance_is_killed_and_is
         let last = number(&half["captured"]);
         rig.kill();
         rig.virsh.fail("vdb");
-        rig.site.serve();
+        rig.site.serve_again();
         let stuck = rig.until("what is wrong", |shown| shown["problems"].to_string().contains("not all where"));
         assert_ne!(stuck["status"], "PROTECTION_STATUS_RECOVERABLE", "{stuck:#}");
         assert!(rig.uses("web.qcow2") && rig.uses("web/vdb"));
@@ -208,24 +209,24 @@ fn a_guest_that_goes_back_is_brought_there_though_the_appliance_is_killed_and_is
 fn a_guest_half_back_can_be_protected_on_and_one_that_ended_as_it_changed_over_is_not_given_up() {
     Rig::with("a running guest whose move fails", |rig| {
         rig.site.ask(&["vm", "protect", "d", "web"]);
-        rig.site.appliance().until_recoverable("d");
+        rig.site.appliance.until_recoverable("d");
         // None has changed over: it is protected as before.
         rig.virsh.fail("vda");
-        let failed = rig.site.appliance().ask(&["vm", "unprotect", "d", "web"]).bad(4);
+        let failed = rig.site.appliance.ask(&["vm", "unprotect", "d", "web"]).bad(4);
         assert!(failed.contains("it was not to be") && !failed.contains("gone on with"), "{failed}");
-        rig.site.appliance().until_recoverable("d");
+        rig.site.appliance.until_recoverable("d");
         rig.virsh.release("vda");
         // One has.
         rig.virsh.fail("vdb");
-        let failed = rig.site.appliance().ask(&["vm", "unprotect", "d", "web"]).bad(4);
+        let failed = rig.site.appliance.ask(&["vm", "unprotect", "d", "web"]).bad(4);
         assert!(failed.contains("gone on with"), "{failed}");
         assert!(rig.uses("web.qcow2") && rig.uses("web/vdb"));
         assert_ne!(shown(&rig.site)["status"], "PROTECTION_STATUS_RECOVERABLE");
         // The operator has thought better of it.
-        rig.console.wait("its turn", || rig.site.appliance().ask(&["vm", "protect", "d", "web"]).code == Some(0));
+        rig.console.wait("its turn", || rig.site.appliance.ask(&["vm", "protect", "d", "web"]).code == Some(0));
         rig.virsh.release("vdb");
         assert!(rig.uses("web/vda") && rig.uses("web/vdb"));
-        let again = rig.site.appliance().until_recoverable("d");
+        let again = rig.site.appliance.until_recoverable("d");
         assert!(again["problems"].as_array().is_none_or(Vec::is_empty), "{again:#}");
         rig.site.ask(&["vm", "unprotect", "d", "web"]);
 
@@ -239,13 +240,13 @@ fn a_guest_half_back_can_be_protected_on_and_one_that_ended_as_it_changed_over_i
         rig.virsh.fail("vda");
         rig.site.libvirt.virsh(&["shutdown", "web"]);
         rig.console.wait("the end", || rig.site.libvirt.state("web") == "shut off");
-        rig.site.serve();
+        rig.site.serve_again();
         let told = rig.until("what is wrong", |shown| shown["problems"].to_string().contains("compare them"));
         assert_eq!(told["vms"][0]["name"], "web", "it is not given up");
         rig.virsh.release("vda");
         rig.site.libvirt.virsh(&["start", "web"]);
         rig.until("the disks on their exports", |_| rig.uses("web/vda") && rig.uses("web/vdb"));
-        rig.site.appliance().until_recoverable("d");
+        rig.site.appliance.until_recoverable("d");
         rig.ends_with_every_line(2);
     });
 }

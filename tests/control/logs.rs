@@ -45,7 +45,7 @@ fn lines(place: &Place, site: &str) -> Vec<Line> {
 fn every_line_of_a_failover_says_which_domain_task_and_generation_it_is_about() {
     let place = Place::new();
     let site = |name| Site::start_by(&place, name, Place::serve_logged);
-    let (first, second) = protected(&place, site("first"), site("second"));
+    let (first, second) = protected(site("first"), site("second"));
     write(&first, 2 * MIB, 9);
     first.ask(&["domain", "point", "d"]);
     let datastore = second.datastore();
