@@ -1,6 +1,7 @@
 //! What has to be so before a running guest's disks change over from one place to another.
 //!
-//! Owns that moment, for both ways. Invariants: that disks may have changed over is durable before the first one does; of
+//! Owns that moment, for both ways. Invariants: that disks may have changed over, and in which run of the guest, is durable
+//! before the first one does; of
 //! a guest that goes back, a last point is cut before, and none covers it from then on: what it writes to a disk that is
 //! back is captured no more, while its other disks still are.
 
@@ -34,7 +35,13 @@ impl MoveWatcher for ChangeOver<'_> {
 
     async fn pivoting(&self) -> Result<()> {
         let (domain, vm) = (self.domain.clone(), self.vm.name.clone());
-        self.app.catalog.call(move |db| Moving::pivot(db, &domain, &vm)).await?;
+        let guests = self.app.world.hypervisor_here();
+        let found = match guests.guest_disks() {
+            Some(guests) => guests.look(&vm).await?,
+            None => None,
+        };
+        let run = found.map(|found| found.run).unwrap_or_default();
+        self.app.catalog.call(move |db| Moving::pivot(db, &domain, &vm, &run)).await?;
         let hosted = self.app.hosting.get(self.domain);
         if let (Direction::Back, Some(hosted)) = (self.direction, hosted) {
             if let Err(error) = hosted.cut_after(async |_| (PointFlags::default(), ())).await {

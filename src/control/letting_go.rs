@@ -15,6 +15,7 @@ use std::sync::Arc;
 use super::appliance::Appliance;
 use super::catalog::{self, DomainRecord, Moving};
 use super::change_over::ChangeOver;
+use super::doubt::Doubt;
 use super::moves::{Direction, MovePhase, ShownMove};
 use super::moving_on;
 use super::taking_in::TakingIn;
@@ -49,7 +50,7 @@ impl<'a> LettingGo<'a> {
     /// # Errors
     /// What moving and ending say. The VM is protected as before, unless the error says that it is gone on with.
     pub(crate) async fn run(&self) -> Result<LetGo> {
-        let error = match self.try_once().await {
+        let error = match self.try_once(true).await {
             Ok(done) => return Ok(done),
             Err(error) => error,
         };
@@ -64,13 +65,15 @@ impl<'a> LettingGo<'a> {
         Err(error)
     }
 
-    /// The same, where whoever asks goes on.
+    /// The same, where whoever asks goes on. An operator who was told that both places are to be compared has decided by
+    /// asking.
     ///
     /// # Errors
     /// What moving and ending say.
-    pub(super) async fn try_once(&self) -> Result<LetGo> {
+    pub(super) async fn try_once(&self, is_operator: bool) -> Result<LetGo> {
         let (domain, vm) = (&self.record.name, &self.vm.name);
         let shown = self.app.moves.begin(domain, vm, Direction::Back, self.vm.disks.iter().map(|disk| &disk.name));
+        self.refuse_doubt(is_operator).await?;
         let moved = self.move_back(&shown).await?;
         shown.phase(MovePhase::Leaving);
         let (mut done, restart) = self.end_exports().await?;
@@ -83,6 +86,23 @@ impl<'a> LettingGo<'a> {
             self.app.hosting.restart(&self.app.stores, &self.record.store, request)?;
         }
         Ok(done)
+    }
+
+    /// Fails where a move before this one may have left newer bytes where they are not looked for.
+    pub(super) async fn refuse_doubt(&self, is_operator: bool) -> Result<()> {
+        match self.doubt().await? {
+            Doubt::Told if is_operator => Ok(()),
+            doubt => self.at.refuse_doubt(self.vm, doubt).await,
+        }
+    }
+
+    async fn doubt(&self) -> Result<Doubt> {
+        let (domain, vm) = (self.record.name.clone(), self.vm.name.clone());
+        let moving = self.app.catalog.call(move |db| Moving::get(db, &domain, &vm)).await?;
+        let Some(moving) = moving.filter(|moving| moving.pivots) else { return Ok(Doubt::None) };
+        let found = self.at.look().await?;
+        let on = self.at.count_on_exports(self.vm, found.as_ref());
+        Ok(Doubt::of(&moving, found.as_ref(), on, self.vm.disks.len()))
     }
 
     /// Moves the disks of a VM that runs from exports back onto the images that it had before.
@@ -119,6 +139,9 @@ impl<'a> LettingGo<'a> {
         };
         // Of one that was on its way onto its exports they need not be there.
         if moving.pivots && self.at.on_exports(self.vm).await? < self.vm.disks.len() {
+            return Ok(false);
+        }
+        if self.doubt().await? != Doubt::None {
             return Ok(false);
         }
         self.app.catalog.call(move |db| Moving::stay(db, &domain, &vm)).await?;

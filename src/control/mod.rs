@@ -37,6 +37,7 @@ mod catalog;
 mod change_over;
 mod client;
 mod confirm;
+mod doubt;
 mod ends;
 mod fault;
 mod guests;

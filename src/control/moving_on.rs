@@ -96,7 +96,7 @@ async fn move_again(app: &Arc<Appliance>, record: &DomainRecord, vm: &VmSource) 
 
 async fn leave_again(app: &Arc<Appliance>, record: &DomainRecord, vm: &VmSource) -> Result<Option<&'static str>> {
     let leaving = LettingGo::new(app, record, vm);
-    match leaving.try_once().await {
+    match leaving.try_once(false).await {
         Ok(done) => {
             done.notes.iter().for_each(|note| tracing::info!(domain = %record.name, vm = %vm.name, "{note}"));
             Ok(Some("unprotected"))

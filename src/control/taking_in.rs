@@ -17,6 +17,7 @@ use std::sync::Arc;
 use super::appliance::Appliance;
 use super::catalog::{self, DomainRecord, Moving};
 use super::change_over::ChangeOver;
+use super::doubt::Doubt;
 use super::letting_go::LettingGo;
 use super::moves::{Direction, ShownMove};
 use super::new_images::{Conversion, Made, convert, make_empty, remove_files, seen};
@@ -227,9 +228,11 @@ impl<'a> TakingIn<'a> {
     /// # Errors
     /// As [`TakingIn::finish`].
     pub(crate) async fn stay(&self, vm: &VmSource) -> Result<()> {
-        if LettingGo::new(self.app, self.record, vm).stay_if_all_are_here().await? {
+        let leaving = LettingGo::new(self.app, self.record, vm);
+        if leaving.stay_if_all_are_here().await? {
             return Ok(());
         }
+        leaving.refuse_doubt(false).await?;
         let (domain, name) = (self.record.name.clone(), self.vm.clone());
         self.app.catalog.call(move |db| Moving::begin(db, &domain, &name, true)).await?;
         if let Some(hosted) = self.app.hosting.get(&self.record.name) {
@@ -244,8 +247,12 @@ impl<'a> TakingIn<'a> {
         let specs = self.specs(vm);
         let (domain, name) = (self.record.name.clone(), self.vm.clone());
         let moving = self.app.catalog.call(move |db| Moving::get(db, &domain, &name)).await?;
-        let (fills, pivots) = moving.map_or((false, false), |moving| (moving.fills, moving.pivots));
-        let (on, all) = (self.on_exports(vm).await?, vm.disks.len());
+        let fills = moving.as_ref().is_some_and(|moving| moving.fills);
+        let found = self.look().await?;
+        let (on, all) = (self.count_on_exports(vm, found.as_ref()), vm.disks.len());
+        if let Some(moving) = moving.filter(|moving| moving.fills) {
+            self.refuse_doubt(vm, Doubt::of(&moving, found.as_ref(), on, all)).await?;
+        }
         let refused = |why: &str| Err(Error::new(ErrorKind::Refused, format!("VM {} {why}", self.vm)));
         match hypervisor.state(self.vm).await? {
             PowerState::Running if !fills && on == 0 => {
@@ -262,14 +269,6 @@ impl<'a> TakingIn<'a> {
                 return refused(
                     "was switched off while some of its disks had moved: start it, and that is gone on with",
                 );
-            }
-            PowerState::Off if fills && pivots => {
-                let images: Vec<_> = vm.disks.iter().map(|disk| disk.path.display().to_string()).collect();
-                return refused(&format!(
-                    "was switched off just as its disks changed over: what it wrote last is in {} or on its old disks; \
-                     compare them before it is started",
-                    images.join(", ")
-                ));
             }
             PowerState::Off if fills => {
                 return refused(
@@ -302,15 +301,35 @@ impl<'a> TakingIn<'a> {
 
     /// How many of its exports the hypervisor uses.
     pub(super) async fn on_exports(&self, vm: &VmSource) -> Result<usize> {
+        Ok(self.count_on_exports(vm, self.look().await?.as_ref()))
+    }
+
+    /// The same, of what was found.
+    pub(super) fn count_on_exports(&self, vm: &VmSource, found: Option<&FoundVm>) -> usize {
         let socket = self.app.settings.export_socket(&self.record.name);
-        let Some(found) = self.look().await? else { return Ok(0) };
         let ours = |disk: &&FoundDisk| match &disk.place {
             DiskPlace::Export { name, socket: Some(there) } => {
                 *there == socket && vm.disks.iter().any(|d| *name == crate::protect::export_name(&vm.name, &d.name))
             }
             _ => false,
         };
-        Ok(found.disks.iter().filter(ours).count())
+        found.map_or(0, |found| found.disks.iter().filter(ours).count())
+    }
+
+    /// Fails where it is not certain what the guest wrote last; that an operator is told is written down.
+    ///
+    /// # Errors
+    /// `Refused` with what there is to decide.
+    pub(super) async fn refuse_doubt(&self, vm: &VmSource, doubt: Doubt) -> Result<()> {
+        if doubt == Doubt::None {
+            return Ok(());
+        }
+        if doubt == Doubt::Off {
+            let (domain, name) = (self.record.name.clone(), self.vm.clone());
+            self.app.catalog.call(move |db| Moving::told(db, &domain, &name)).await?;
+        }
+        let images: Vec<_> = vm.disks.iter().map(|disk| disk.path.display().to_string()).collect();
+        Err(Error::new(ErrorKind::Refused, format!("VM {} {}", self.vm, doubt.words(&images.join(", ")))))
     }
 
     /// Whether the hypervisor uses some of the exports already, or cannot be asked.

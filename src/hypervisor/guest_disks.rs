@@ -49,6 +49,8 @@ pub struct FoundDisk {
 pub struct FoundVm {
     /// It runs.
     pub running: bool,
+    /// Which run of its guest this is: another text after each start. Empty where it is off, or where that cannot be told.
+    pub run: String,
     /// What the definition is written in.
     pub definition_kind: String,
     /// The definition that its next start takes.

@@ -206,6 +206,51 @@ fn a_guest_that_goes_back_is_brought_there_though_the_appliance_is_killed_and_is
 }
 
 #[test]
+fn a_guest_that_changed_over_unwritten_and_was_started_anew_keeps_what_it_wrote_in_both_places() {
+    Rig::with("a power cut of a guest that had just changed over", |rig| {
+        let before = rig.site.libvirt.virsh(&["dumpxml", "--inactive", "web"]);
+        rig.virsh.hold("define");
+        let asking = rig.begin("protect");
+        // Its first disk has changed over.
+        rig.virsh.until_held("define");
+        rig.console.some_more();
+        let on_the_image = rig.console.newest("kept").unwrap();
+        rig.kill();
+        asking.join().unwrap();
+        // With it went what it had started.
+        rig.virsh.release("define");
+        // A power cut, in which what libvirt had just written of it was lost.
+        rig.site.libvirt.virsh(&["destroy", "web"]);
+        rig.site.libvirt.define(&before);
+        rig.site.libvirt.virsh(&["start", "web"]);
+        let found = rig.console.boots(2);
+        assert!(found < on_the_image, "{found}: it was not on its old disk");
+        rig.site.serve_again();
+        let anew = rig.until("what is wrong", |shown| shown["problems"].to_string().contains("was started anew"));
+        assert_ne!(anew["status"], "PROTECTION_STATUS_RECOVERABLE");
+        rig.console.some_more();
+        assert!(!rig.site.libvirt.virsh(&["dumpxml", "web"]).contains("<mirror"), "nothing is copied");
+        let refused = rig.site.appliance.ask(&["vm", "unprotect", "d", "web"]).bad(4);
+        assert!(refused.contains("compare them"), "{refused}");
+
+        // The operator is told, and chooses the images.
+        rig.site.libvirt.virsh(&["shutdown", "web"]);
+        rig.console.wait("the end", || rig.site.libvirt.state("web") == "shut off");
+        let told =
+            rig.until("what there is to decide", |shown| shown["problems"].to_string().contains("unprotecting it"));
+        let image = told["vms"][0]["disks"][0]["path"].as_str().unwrap().to_owned();
+        rig.site.ask(&["vm", "unprotect", "d", "web"]);
+        assert!(rig.uses("web.qcow2"), "its definition is as it was");
+        let old = rig.site.libvirt.virsh(&["domblklist", "--inactive", "web"]);
+        let old = old.split_whitespace().find(|word| word.ends_with("/web.qcow2")).unwrap();
+        rig.site.libvirt.define(&before.replace("type='qcow2'", "type='raw'").replace(old, &image));
+        rig.site.libvirt.virsh(&["start", "web"]);
+        let found = rig.console.boots(3);
+        assert!(found >= on_the_image, "{found} of {on_the_image}");
+    });
+}
+
+#[test]
 fn a_guest_half_back_can_be_protected_on_and_one_that_ended_as_it_changed_over_is_not_given_up() {
     Rig::with("a running guest whose move fails", |rig| {
         rig.site.ask(&["vm", "protect", "d", "web"]);

@@ -1,5 +1,6 @@
 //! A `virsh` before the real one, seen by one test alone: it slows copies of disks down, and holds or fails their changing
-//! over, so that a test can look, or kill, at a moment that otherwise is over in no time.
+//! over, or the writing of a definition (`define`), so that a test can look, or kill, at a moment that otherwise is over in no
+//! time.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,8 +16,8 @@ const SCRIPT: &str = r#"#!/bin/sh
 case " $* " in
 *" blockcopy "*)
     if [ -e "$DIR/slow" ]; then exec "$DIR/real" "$@" --bandwidth 1; fi ;;
-*" --pivot "*)
-    for disk in vda vdb; do
+*" --pivot "*|*" define "*)
+    for disk in vda vdb define; do
         case " $* " in *" $disk "*) ;; *) continue ;; esac
         while [ "$(cat "$DIR/$disk" 2> /dev/null)" = hold ]; do
             touch "$DIR/held-$disk"

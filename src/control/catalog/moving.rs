@@ -16,21 +16,32 @@ pub(crate) struct Moving {
     pub(crate) leaves: bool,
     /// Its disks were about to change over: some may have.
     pub(crate) pivots: bool,
+    /// In which run of its guest; empty where that could not be told.
+    pub(crate) run: String,
+    /// An operator was told to decide which place has what the guest wrote last.
+    pub(crate) told: bool,
 }
 
 impl Moving {
     /// Those of a domain, by name.
     pub(crate) fn of(db: &Connection, domain: &Name) -> Result<Vec<Moving>> {
         let failed = |e| failed("read which VMs are moved", e);
-        let sql = "SELECT vm, fills, leaves, pivots FROM moving WHERE domain = ?1 ORDER BY vm";
+        let sql = "SELECT vm, fills, leaves, pivots, run, told FROM moving WHERE domain = ?1 ORDER BY vm";
         let mut statement = db.prepare_cached(sql).map_err(failed)?;
-        let rows = statement
-            .query_map([domain.as_str()], |row| Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?, row.get(3)?)));
-        let rows: Vec<(String, bool, bool, bool)> = rows.and_then(Iterator::collect).map_err(failed)?;
-        let moving = |(vm, fills, leaves, pivots): (String, bool, bool, bool)| {
-            Ok(Moving { vm: name(&vm)?, fills, leaves, pivots })
-        };
-        rows.into_iter().map(moving).collect()
+        let mut rows = statement.query([domain.as_str()]).map_err(failed)?;
+        let mut out = Vec::new();
+        while let Some(row) = rows.next().map_err(failed)? {
+            let vm: String = row.get(0).map_err(failed)?;
+            out.push(Moving {
+                vm: name(&vm)?,
+                fills: row.get(1).map_err(failed)?,
+                leaves: row.get(2).map_err(failed)?,
+                pivots: row.get(3).map_err(failed)?,
+                run: row.get(4).map_err(failed)?,
+                told: row.get(5).map_err(failed)?,
+            });
+        }
+        Ok(out)
     }
 
     /// A VM of a domain; `None` where it is not under way.
@@ -55,7 +66,8 @@ impl Moving {
     /// Writes that it goes onto its exports, and nowhere else. The VM must be there.
     pub(crate) fn begin(db: &Connection, domain: &Name, vm: &Name, fills: bool) -> Result<()> {
         let sql = "INSERT INTO moving (domain, vm, fills) VALUES (?1, ?2, ?3)
-                   ON CONFLICT (domain, vm) DO UPDATE SET fills = excluded.fills, leaves = 0, pivots = 0";
+                   ON CONFLICT (domain, vm) DO UPDATE SET fills = excluded.fills, leaves = 0, pivots = 0,
+                       run = '', told = 0";
         change(db, sql, (domain.as_str(), vm.as_str(), fills))
     }
 
@@ -67,16 +79,22 @@ impl Moving {
         change(db, sql, (domain.as_str(), vm.as_str()))
     }
 
-    /// Writes that its disks are about to change over.
-    pub(crate) fn pivot(db: &Connection, domain: &Name, vm: &Name) -> Result<()> {
-        change(db, "UPDATE moving SET pivots = 1 WHERE domain = ?1 AND vm = ?2", (domain.as_str(), vm.as_str()))
+    /// Writes that its disks are about to change over, in this run of its guest.
+    pub(crate) fn pivot(db: &Connection, domain: &Name, vm: &Name, run: &str) -> Result<()> {
+        let sql = "UPDATE moving SET pivots = 1, run = ?3, told = 0 WHERE domain = ?1 AND vm = ?2";
+        change(db, sql, (domain.as_str(), vm.as_str(), run))
+    }
+
+    /// Writes that an operator was told to decide.
+    pub(crate) fn told(db: &Connection, domain: &Name, vm: &Name) -> Result<()> {
+        change(db, "UPDATE moving SET told = 1 WHERE domain = ?1 AND vm = ?2", (domain.as_str(), vm.as_str()))
     }
 
     /// Writes that it does not leave: all its disks are on their exports. One that was on its way there still is.
     pub(crate) fn stay(db: &Connection, domain: &Name, vm: &Name) -> Result<()> {
         let key = (domain.as_str(), vm.as_str());
         change(db, "DELETE FROM moving WHERE domain = ?1 AND vm = ?2 AND fills = 0", key)?;
-        change(db, "UPDATE moving SET leaves = 0, pivots = 0 WHERE domain = ?1 AND vm = ?2", key)
+        change(db, "UPDATE moving SET leaves = 0, pivots = 0, run = '', told = 0 WHERE domain = ?1 AND vm = ?2", key)
     }
 
     /// It is done. One that is not under way is no error.

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) const APPLICATION: i64 = 0x4652_5348;
 
 /// What leads from version n to n + 1. Reasons stand beside each.
-const STEPS: [&str; 5] = [
+const STEPS: [&str; 6] = [
     // 1: the first.
     "CREATE TABLE site (one INTEGER PRIMARY KEY CHECK (one = 1), name TEXT NOT NULL, catalog TEXT NOT NULL,
         created INTEGER NOT NULL) STRICT;
@@ -45,6 +45,9 @@ const STEPS: [&str; 5] = [
     // 5: those that are moved back, and that their disks may have changed over.
     "ALTER TABLE moving ADD COLUMN leaves INTEGER NOT NULL DEFAULT 0 CHECK (leaves IN (0, 1));
      ALTER TABLE moving ADD COLUMN pivots INTEGER NOT NULL DEFAULT 0 CHECK (pivots IN (0, 1));",
+    // 6: in which run of the guest that was, and that an operator was told to decide between both places.
+    "ALTER TABLE moving ADD COLUMN run TEXT NOT NULL DEFAULT '';
+     ALTER TABLE moving ADD COLUMN told INTEGER NOT NULL DEFAULT 0 CHECK (told IN (0, 1));",
 ];
 
 /// The version that this program writes.

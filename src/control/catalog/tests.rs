@@ -258,14 +258,15 @@ fn a_vm_that_is_moved_is_known_until_that_is_done_or_it_is_gone() {
             disks::protect(db, &d, &vm())?;
             assert_eq!(disks::domains_of(db, &web)?, [n("d")]);
             let is = |fills, leaves, pivots| {
-                let expected = Moving { vm: n("web"), fills, leaves, pivots };
+                let run = if pivots { "one" } else { "" };
+                let expected = Moving { vm: n("web"), fills, leaves, pivots, run: run.to_owned(), told: false };
                 assert_eq!(Moving::of(db, &d).unwrap(), std::slice::from_ref(&expected));
                 assert_eq!(Moving::get(db, &d, &web).unwrap(), Some(expected.clone()));
                 expected.is_no_moment()
             };
             Moving::begin(db, &d, &web, true)?;
             assert!(is(true, false, false));
-            Moving::pivot(db, &d, &web)?;
+            Moving::pivot(db, &d, &web, "one")?;
             assert!(is(true, false, true));
             Moving::begin(db, &d, &web, false)?;
             assert!(!is(false, false, false) && Moving::domains(db)? == [n("d")]);
@@ -275,7 +276,12 @@ fn a_vm_that_is_moved_is_known_until_that_is_done_or_it_is_gone() {
             // One that leaves is covered until its disks change over, and as before where it stays.
             Moving::begin_to_leave(db, &d, &web)?;
             assert!(!is(false, true, false));
-            Moving::pivot(db, &d, &web)?;
+            Moving::pivot(db, &d, &web, "one")?;
+            assert!(is(false, true, true));
+            Moving::told(db, &d, &web)?;
+            assert!(Moving::get(db, &d, &web)?.is_some_and(|moving| moving.told && moving.run == "one"));
+            // Of what comes after, nobody was told.
+            Moving::pivot(db, &d, &web, "one")?;
             assert!(is(false, true, true));
             Moving::stay(db, &d, &web)?;
             assert_eq!(Moving::get(db, &d, &web)?, None);
@@ -305,14 +311,18 @@ fn a_catalog_of_the_version_before_is_brought_to_this_one_with_what_it_has() {
         })
         .unwrap();
     drop(catalog);
-    let back = "ALTER TABLE moving DROP COLUMN leaves; ALTER TABLE moving DROP COLUMN pivots; PRAGMA user_version = 4;";
+    let back = "ALTER TABLE moving DROP COLUMN leaves; ALTER TABLE moving DROP COLUMN pivots; ALTER TABLE moving DROP COLUMN run;
+        ALTER TABLE moving DROP COLUMN told; PRAGMA user_version = 4;";
     Connection::open(&path).unwrap().execute_batch(back).unwrap();
     assert_eq!(inspect_catalog(&path, false).unwrap().unwrap().value("version"), Some(&4.into()));
     let catalog = open(dir.path()).unwrap();
     let moving = catalog.call_blocking(|db| Moving::of(db, &n("d"))).unwrap();
-    assert_eq!(moving, [Moving { vm: n("web"), fills: true, leaves: false, pivots: false }]);
+    assert_eq!(
+        moving,
+        [Moving { vm: n("web"), fills: true, leaves: false, pivots: false, run: String::new(), told: false }]
+    );
     drop(catalog);
-    assert_eq!(inspect_catalog(&path, false).unwrap().unwrap().value("version"), Some(&5.into()));
+    assert_eq!(inspect_catalog(&path, false).unwrap().unwrap().value("version"), Some(&6.into()));
 }
 
 #[test]

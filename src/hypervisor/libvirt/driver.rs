@@ -14,6 +14,7 @@ use super::platform::{Capabilities, MachineAbilities, Platform, choose};
 use super::virsh::{Listed, mark};
 use super::xml::Element;
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
+use crate::hypervisor::qemu::process;
 use crate::hypervisor::{
     BY_SEED, GuestChange, GuestDisks, Hypervisor, MAX_ADDRESSES, OffEvidence, PowerState, Seed, VmEntry, VmSpec, files,
     seed,
@@ -207,6 +208,13 @@ impl LibvirtDriver {
             let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             arguments.split(|b| *b == 0).collect::<Vec<_>>().windows(2).any(|two| two == [b"-uuid", uuid.as_bytes()])
         })
+    }
+
+    /// Which run of a VM this is: its process, when that began, and in which boot of the host.
+    pub(super) fn run(&self, vm: &Listed) -> String {
+        let pid = (vm.active && self.is_local()).then(|| self.process(&vm.uuid)).flatten();
+        let began = pid.and_then(|pid| Some((pid, process::began(pid)?)));
+        began.map_or_else(String::new, |(pid, began)| format!("{pid} {began} {}", process::boot()))
     }
 
     /// Has the agent of a guest do what a verb of virsh's says.

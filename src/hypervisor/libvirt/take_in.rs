@@ -53,6 +53,7 @@ impl LibvirtDriver {
         }
         Ok(FoundVm {
             running: vm.active,
+            run: self.run(vm),
             definition_kind: LIBVIRT_XML.to_owned(),
             shape: definition.shape()?,
             notes: definition.left_behind(),

@@ -26,7 +26,7 @@ mod disk;
 mod folder;
 mod lines;
 mod mirror;
-mod process;
+pub(super) mod process;
 mod qmp;
 mod settings;
 #[cfg(test)]

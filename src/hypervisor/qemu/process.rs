@@ -130,7 +130,7 @@ pub(super) fn lives(record: &ProcessRecord) -> bool {
 }
 
 /// When a process began; `None` where it is gone, or only its parent knows it still.
-pub(super) fn began(pid: u32) -> Option<u64> {
+pub(in crate::hypervisor) fn began(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, in parentheses, may hold anything.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
@@ -141,7 +141,7 @@ pub(super) fn began(pid: u32) -> Option<u64> {
 }
 
 /// This boot of the host.
-pub(super) fn boot() -> String {
+pub(in crate::hypervisor) fn boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
