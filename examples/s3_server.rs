@@ -3,13 +3,9 @@
 //! The first line on standard output is the endpoint; the last one, after SIGINT or SIGTERM or when standard input
 //! closes (with `--watch-stdin`), is the counters as JSON.
 
-#[allow(dead_code, unused_imports, reason = "the tests use parts of the server that this program does not need")]
-#[path = "../tests/support/s3/mod.rs"]
-mod s3;
-
 use anyhow::Context;
 use clap::Parser;
-use s3::{Counters, Options, Rule, S3Server};
+use freshet::s3_server::{Counters, Options, Rule, S3Server};
 use std::io::Write;
 use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};

@@ -24,6 +24,7 @@
 //! | [`nbd`] | disks served over NBD, and the disk behind an export |
 //! | [`rehydrate`] | from the storage site onto disks, point by point |
 //! | [`store`] | objects of a storage site |
+//! | [`s3_server`] | an S3 server for the demo, tests and benches; no part of an appliance |
 //! | [`error`], [`ids`], [`clock`] | words that every module shares |
 
 pub mod cancel;
@@ -48,6 +49,7 @@ pub mod progress;
 pub mod protect;
 mod quantity;
 pub mod rehydrate;
+pub mod s3_server;
 pub mod scan;
 pub mod store;
 pub mod verify;

@@ -11,10 +11,10 @@ use freshet::format::{
     Catalogue, Digest, IndexDisk, Manifest, Mode, Point, PointFlags, ProcessIdentity, Seal, SegmentBuilder,
 };
 use freshet::ids::{DiskId, DomainId, Generation, Name, SegmentNo, SegmentRef, Time, VmId, WriterId};
+use freshet::s3_server::{Fault, Options, Rule, S3Server, Verb, When};
 use freshet::store::{
     BaseChoice, Created, Domain, DomainWriter, Next, StartOptions, StorageSite, StoreOptions, keys, list_domains,
 };
-use support::s3::{Fault, Options, Rule, S3Server, Verb, When};
 
 fn name(text: &str) -> Name {
     Name::new(text).unwrap()

@@ -3,9 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-#[path = "support/s3/mod.rs"]
-#[allow(dead_code, unused_imports, reason = "shared with other tests")]
-mod s3;
 #[path = "support/world.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod world;
@@ -17,8 +14,8 @@ use freshet::capture::{ReplicateReport, ReplicateRequest, replicate};
 use freshet::error::ErrorKind;
 use freshet::ids::{Name, SegmentNo};
 use freshet::rehydrate::{Completion, FollowState, Following, RehydrateReport};
+use freshet::s3_server::{Options, S3Server};
 use freshet::store::{BaseChoice, DomainWriter, StartOptions, StoreOptions};
-use s3::{Options, S3Server};
 use world::World;
 
 const MIB: u64 = 1 << 20;

@@ -5,10 +5,10 @@
 mod support;
 
 use freshet::error::ErrorKind;
+use freshet::s3_server::{Fault, Options, Rule, S3Server, Verb, When};
 use freshet::store::{Outcome, StorageSite, StoreOptions, Verdict, probe};
 use futures::TryStreamExt;
 use support::naive_s3;
-use support::s3::{Fault, Options, Rule, S3Server, Verb, When};
 use support::scripted::{Reply, Scripted};
 
 /// Everything that decides about ownership.

@@ -17,10 +17,10 @@ use freshet::cancel::Cancel;
 use freshet::capture::{ReplicateRequest, replicate};
 use freshet::progress::Progress;
 use freshet::rehydrate::{COMMIT_BYTES, MIN_MEMORY};
+use freshet::s3_server::{Fault, Options, Rule, S3Server, Verb, When};
 use freshet::store::StoreOptions;
 use support::kills::{Victim, generator};
 use support::real_images::{Kind, copy_tree, rewrite_marker};
-use support::s3::{Fault, Options, Rule, S3Server, Verb, When};
 use support::skipped;
 use world::{World, allocated, assert_same_files};
 

@@ -2,15 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-#[path = "support/s3/mod.rs"]
-#[allow(dead_code, unused_imports, reason = "shared with other tests")]
-mod s3;
 #[path = "support/world.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod world;
 
+use freshet::s3_server::{Fault, Options, Rule, S3Server, Verb, When};
 use freshet::store::StoreOptions;
-use s3::{Fault, Options, Rule, S3Server, Verb, When};
 use world::World;
 
 const MIB: u64 = 1 << 20;

@@ -7,6 +7,7 @@
 mod support;
 
 use bytes::Bytes;
+use freshet::s3_server::{Fault, Options, Rule, S3Server, Verb, When};
 use futures::{StreamExt, TryStreamExt};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::multipart::MultipartStore;
@@ -20,7 +21,6 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
-use support::s3::{Fault, Options, Rule, S3Server, Verb, When};
 use tempfile::TempDir;
 
 const ROUNDS: usize = 40;

@@ -5,9 +5,9 @@
 
 mod support;
 
+use freshet::s3_server::{Options, S3Server};
 use freshet::store::{StorageSite, StoreOptions};
 use support::contract;
-use support::s3::{Options, S3Server};
 
 /// A server and a site on it.
 struct S3 {

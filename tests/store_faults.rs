@@ -6,11 +6,11 @@ mod support;
 
 use bytes::Bytes;
 use freshet::error::{Error, ErrorKind};
+use freshet::s3_server::{Fault, Options, Rule, S3Server, Verb, When};
 use freshet::store::{Created, Settled, StorageSite, StoreOptions};
 use futures::TryStreamExt;
 use std::future::Future;
 use std::time::Duration;
-use support::s3::{Fault, Options, Rule, S3Server, Verb, When};
 use support::scripted::{Reply, Scripted};
 
 /// What must never be reached: a request that ends in no time is a failure of its own.

@@ -11,7 +11,7 @@ use freshet::store::{StorageSite, StoreOptions};
 
 use crate::appliance::Appliance;
 use crate::made;
-use crate::s3::{Options, S3Server};
+use freshet::s3_server::{Options, S3Server};
 
 /// Domains that are followed.
 const FOLLOWED: usize = 100;

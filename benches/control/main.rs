@@ -13,9 +13,6 @@
 mod appliance;
 mod idle;
 mod made;
-#[allow(dead_code, unused_imports, reason = "the tests use parts of the server that this program does not need")]
-#[path = "../../tests/support/s3/mod.rs"]
-mod s3;
 
 use std::time::Instant;
 

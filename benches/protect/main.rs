@@ -12,9 +12,6 @@ mod landed;
 #[allow(dead_code, reason = "shared with the other benches")]
 #[path = "../whole/process.rs"]
 mod process;
-#[allow(dead_code, unused_imports, reason = "the tests use parts of the server that this program does not need")]
-#[path = "../../tests/support/s3/mod.rs"]
-mod s3;
 mod sections;
 mod servers;
 

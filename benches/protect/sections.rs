@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use crate::guest::{Latency, fill, random_writes};
 use crate::landed::{Ages, Follower};
-use crate::s3::{Options, Rule, S3Server};
 use crate::servers::{Kind, Server, empty, make_image};
 use crate::{Arguments, Cache, Outcome};
+use freshet::s3_server::{Options, Rule, S3Server};
 
 /// MB/s that the guest writes.
 const RATE: u64 = 50;

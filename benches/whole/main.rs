@@ -14,9 +14,6 @@ mod image;
 mod limit;
 mod peers;
 mod process;
-#[allow(dead_code, unused_imports, reason = "the tests use parts of the server that this program does not need")]
-#[path = "../../tests/support/s3/mod.rs"]
-mod s3;
 mod sections;
 mod server;
 mod table;

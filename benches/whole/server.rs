@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use crate::Outcome;
-use crate::s3::{Options, Rule, S3Server};
+use freshet::s3_server::{Options, Rule, S3Server};
 
 /// First argument of a process that is to be a server.
 pub(crate) const SERVE: &str = "serve-s3";

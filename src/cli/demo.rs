@@ -34,7 +34,8 @@ pub(super) struct Demo {
     /// Directory where the kernel's package was unpacked [default: this machine's own kernels]
     #[arg(long, value_name = "DIR", requires = "guest")]
     kernel_dir: Option<PathBuf>,
-    /// Storage site between both sites, at a prefix where nothing is; what is written there stays [default: a directory]
+    /// Storage site between both sites, at a prefix where nothing is; what is written there stays [default: an S3 server
+    /// that the demo starts on loopback]
     #[arg(long, value_name = "URL", requires = "guest")]
     store: Option<String>,
     /// File with options of that storage site, NAME=VALUE on each line

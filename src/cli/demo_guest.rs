@@ -24,6 +24,7 @@ pub(super) fn json(done: &GuestDemoReport, kept: bool) -> Value {
         "live_protection": { "longest_pause_seconds": done.live_pause_seconds },
         "forced": recovery(&done.forced),
         "planned": recovery(&done.planned),
+        "store_requests": done.store_requests,
     })
 }
 
@@ -62,9 +63,13 @@ pub(super) fn text(done: &GuestDemoReport) -> String {
         column.set_cell_alignment(CellAlignment::Right);
     }
     out += &format!("\n{}\n\n", table.trim_fmt());
-    out + &format!(
+    out += &format!(
         "a plain boot of both guests took {:.2} s; while their disks moved under protection the longest time without a \
          row was {:.2} s\n",
         done.boot_seconds, done.live_pause_seconds
-    )
+    );
+    if let Some(requests) = done.store_requests {
+        out += &format!("the S3 server between both sites answered {requests} requests\n");
+    }
+    out
 }

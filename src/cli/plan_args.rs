@@ -173,6 +173,9 @@ pub(super) fn text(findings: &[Finding], summary: Option<&PlanSummary>) -> Strin
     for address in &summary.addressing {
         out += &format!("addresses: {address}\n");
     }
+    for (n, step) in (1..).zip(&summary.starting) {
+        out += &format!("then {n}: {step}\n");
+    }
     for condition in &summary.remote_conditions {
         out += &format!("condition: {condition}\n");
     }

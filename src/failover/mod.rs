@@ -41,6 +41,7 @@ mod script;
 mod shape;
 #[cfg(test)]
 mod sim;
+mod starting;
 mod step;
 mod steps;
 mod summary;

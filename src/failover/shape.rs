@@ -52,7 +52,7 @@ pub(super) fn network(plan: &FailoverPlan, vm: &Name, i: usize, there: &str) -> 
         .or_else(|| said(&plan.vms.default_network))
 }
 
-fn in_runbook<'a>(plan: &'a FailoverPlan, vm: &Name) -> Option<&'a VmStart> {
+pub(super) fn in_runbook<'a>(plan: &'a FailoverPlan, vm: &Name) -> Option<&'a VmStart> {
     plan.options.runbook.as_ref()?.groups.iter().flat_map(|g| &g.vms).find(|v| v.vm == *vm)
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::facts::{Owner, PointFacts, VmFacts};
 use super::plan::FailoverPlan;
+use super::starting;
 use super::survey::{Loss, Survey};
 use super::task::TaskKind;
 use super::validate::{Act, taking_part};
@@ -60,6 +61,8 @@ pub struct Summary {
     pub remote_conditions: Vec<String>,
     /// Which cards get which addresses, and how; empty where none does.
     pub addressing: Vec<String>,
+    /// What is done once disks are ready, in order; for a continuous failover that is at its completion.
+    pub starting: Vec<String>,
 }
 
 impl FailoverPlan {
@@ -95,7 +98,16 @@ impl FailoverPlan {
             loss: (takes && !self.failover.planned && !free).then_some(survey.loss),
             remote_conditions: self.remote_conditions(facts.map(|f| &f.owner.site)),
             addressing: self.told_addresses(survey),
+            starting: self.told_order(survey),
         }
+    }
+
+    fn told_order(&self, survey: &Survey) -> Vec<String> {
+        let Some(facts) = &survey.facts else { return Vec::new() };
+        let (part, _) = taking_part(self, facts);
+        let with_cards = |vm: &VmFacts| (vm.name.clone(), vm.networks.clone());
+        let vms: Vec<_> = facts.vms.iter().filter(|vm| part.contains(&vm.name)).map(with_cards).collect();
+        starting::words(self, &vms)
     }
 
     fn told_addresses(&self, survey: &Survey) -> Vec<String> {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::s3::{Fault, Options, Rule, S3Server, Verb};
+use freshet::s3_server::{Fault, Options, Rule, S3Server, Verb};
 
 /// Bytes per second of the slow store. The images below take minutes through it, a test waits far less.
 const SLOW: u64 = 100_000;

@@ -5,7 +5,7 @@ use std::path::Path;
 use assert_cmd::Command;
 
 use super::{file_url, freshet, ran, run};
-use crate::support::s3::{Options, S3Server};
+use freshet::s3_server::{Options, S3Server};
 
 /// The commands that open a site, all else in order.
 fn commands(url: &str, dir: &Path) -> Vec<Vec<String>> {

@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use super::appliance::{MIB, PATIENCE, Place};
 use super::figures::options_file;
-use crate::support::s3::{Fault, Options, Rule, S3Server, Verb};
 use crate::support::site;
+use freshet::s3_server::{Fault, Options, Rule, S3Server, Verb};
 
 /// A site of a place that a test has.
 pub(super) type Site<'p> = site::Site<&'p Place>;

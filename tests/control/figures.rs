@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use freshet::control::METRICS;
 
 use super::appliance::{Appliance, MIB, PATIENCE, Place};
-use crate::support::s3::{Fault, Options, Rule, S3Server, Verb, When};
+use freshet::s3_server::{Fault, Options, Rule, S3Server, Verb, When};
 
 /// The value of a figure on a page; `None` where it is not there.
 pub(crate) fn value(text: &str, figure: &str) -> Option<f64> {

@@ -140,7 +140,7 @@ print("invalid", bad[0], bad[3])
 wrong = "[[groups]]\nname = 'all'\ndelay_seconds = 999999\nvms = [{ vm = 'nobody' }]\n"
 bad = fails(lambda: first.ask("Runbook", "SetRunbook", domain="d", kind=2, text=wrong))
 print("runbook", bad[0])
-good = "[[groups]]\nname = 'all'\nvms = [{ vm = 'web' }]\n"
+good = "[[groups]]\nname = 'all'\nvms = [{ vm = 'web', delay_seconds = 1 }]\n"
 print("runbook", first.ask("Runbook", "SetRunbook", domain="d", kind=2, text=good).runbook.revision)
 assert first.ask("Runbook", "GetRunbook", domain="d", kind=2).runbook.text == good
 
@@ -166,7 +166,8 @@ print("runs", until(second, "DOMAIN_MODE_RUNNING_IN_FAILOVER"))
 print("follows", until(first, "DOMAIN_MODE_CONTINUOUS_REHYDRATION_IN_PROGRESS"))
 idle(first)
 
-# Back: what follows at home is completed.
+# Back: what follows at home is completed, by the runbook of that way.
+print("order", list(first.ask("Failover", "PlanCompletion", domain="d", planned=True).summary.starting))
 task = first.ask("Failover", "CompleteFailover", domain="d", planned=True).task
 print("back", ended(first, task)[0], until(first, "DOMAIN_MODE_PROTECTED"))
 idle(second)

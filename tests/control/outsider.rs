@@ -64,6 +64,7 @@ fn a_transcript_of_a_client_that_is_not_ours() {
          'define', 'start web', 'clean-up']",
         "runs second",
         "follows second",
+        "order ['wait 1 s before web', 'start VM web']",
         "back TASK_STATE_DONE first",
         "followed TASK_STATE_DONE",
         "forced FAILED_PRECONDITION",
@@ -71,7 +72,7 @@ fn a_transcript_of_a_client_that_is_not_ours() {
         "runs second",
         "fenced second",
         "back TASK_STATE_DONE ['check', 'rehydrate', 'request', 'await-release', 'claim', 'finish', 'protect', 'define', \
-         'start web', 'clean-up']",
+         'delay', 'start web', 'clean-up']",
         "home first",
         "nothing to cancel NOT_FOUND",
         "tasks 3 6",

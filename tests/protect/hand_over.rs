@@ -12,7 +12,7 @@ use super::program::{self, Program};
 use super::rehydrated::{assert_domain, images, over_rehydrated};
 use super::stores::{S3World, random, s3_world};
 use super::*;
-use crate::support::s3::{Fault, Rule, Verb};
+use freshet::s3_server::{Fault, Rule, Verb};
 
 const WITHIN: HandOverOptions = HandOverOptions { within: Duration::from_secs(60), leave_uncovered: false };
 

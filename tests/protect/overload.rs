@@ -6,7 +6,7 @@ use super::outside::wait_for;
 use super::program::{Program, protect, recoverable, status, until_told};
 use super::stores::{Guest, S3World, random, s3_world};
 use super::*;
-use crate::support::s3::{Fault, Rule, Verb};
+use freshet::s3_server::{Fault, Rule, Verb};
 
 /// By what the valve grants and the recorder uses of that, never by a clock of the test.
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use super::program::{Program, ask, protect, recoverable, status, until_told};
 use super::stores::{S3World, open_late, random, s3_world};
 use super::*;
-use crate::support::s3::{Fault, Rule, Verb};
+use freshet::s3_server::{Fault, Rule, Verb};
 
 /// What is in the log when a protection is killed while the store is away goes on under the next generation.
 #[tokio::test(flavor = "multi_thread")]

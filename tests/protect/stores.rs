@@ -10,7 +10,7 @@ use freshet::store::StoreOptions;
 use super::outside::Mount;
 use super::*;
 use crate::support::mounts::{set_read_only, with_own_mounts};
-use crate::support::s3::{Fault, Options, Rule, S3Server};
+use freshet::s3_server::{Fault, Options, Rule, S3Server};
 
 /// A world whose storage site is a server that fails when it is told.
 pub(crate) struct S3World {

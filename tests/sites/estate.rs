@@ -17,8 +17,8 @@ use super::guest::{Guests, SIZE, Vm};
 use super::relay::Relay;
 use crate::support::appliance::{PATIENCE, Place};
 use crate::support::namespaces::{self, Namespace};
-use crate::support::s3::{Options, S3Server};
 use crate::support::site::Site;
+use freshet::s3_server::{Options, S3Server};
 
 pub(crate) const FIRST: usize = 0;
 pub(crate) const SECOND: usize = 1;

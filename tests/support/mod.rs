@@ -26,7 +26,6 @@ pub(crate) mod nbd_client;
 pub(crate) mod peers;
 pub(crate) mod pki;
 pub(crate) mod real_images;
-pub(crate) mod s3;
 pub(crate) mod scripted;
 pub(crate) mod site;
 

@@ -9,12 +9,14 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `kernel`, `archive`, `init.sh` | guests built on the spot |
+//! | `between` | the storage site between both sites |
 //! | `site` | a site's processes, and what it is asked |
 //! | `rows` | what a client of the guests sees |
 //!
 //! It says what really happened: rows are counted by a client and by the database, times by this program's clock.
 
 mod archive;
+mod between;
 mod kernel;
 mod rows;
 mod site;
@@ -26,6 +28,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use self::between::Between;
 use self::rows::{RowWatch, get};
 use self::site::{DOMAIN, LOG_SIZE, LOOK, NETWORK, PATIENCE, Site};
 use crate::cancel::Cancel;
@@ -61,7 +64,7 @@ pub struct GuestDemoRequest {
     pub program: PathBuf,
     /// Directory where a kernel package was unpacked; this machine's own where absent.
     pub kernel_dir: Option<PathBuf>,
-    /// URL of the storage site between both; a directory in `dir` where absent. What is written there stays.
+    /// URL of the storage site between both; an S3 server of this process where absent. What is written there stays.
     pub store: Option<String>,
     /// File with its options.
     pub store_options: Option<PathBuf>,
@@ -131,6 +134,8 @@ pub struct GuestDemoReport {
     pub forced: Recovery,
     /// The planned way back.
     pub planned: Recovery,
+    /// Requests that the S3 server between both sites answered; `None` where another one was named.
+    pub store_requests: Option<u64>,
 }
 
 /// Shows it all, and ends what it started.
@@ -142,21 +147,16 @@ pub async fn guest_demo(request: GuestDemoRequest, progress: Arc<Progress>, canc
     let mut demo = Demo::prepare(request, progress, cancel.clone()).await?;
     let shown = cancel.or_stop(demo.show()).await;
     let ended = demo.end().await;
+    demo.report.store_requests = demo.store.requests();
     shown?;
     ended?;
     Ok(demo.report)
 }
 
-/// As a process that works elsewhere finds it.
-fn absolute(path: &Path) -> Result<PathBuf> {
-    std::fs::canonicalize(path).io_context(|| format!("options of the storage site {}", path.display()))
-}
-
 struct Demo {
     began: Instant,
     dir: PathBuf,
-    /// URL of the storage site, and file with its options.
-    store: (String, Option<PathBuf>),
+    store: Between,
     first: Site,
     second: Site,
     vms: Vec<Name>,
@@ -174,7 +174,7 @@ impl Demo {
         }
         let dirs: Vec<PathBuf> = request.kernel_dir.clone().into_iter().chain(["/".into()]).collect();
         let kernel = GuestKernel::find(&dirs)?;
-        let dir = super::empty_dir(&request.dir, &["store", "boot", "plain"])?;
+        let dir = super::empty_dir(&request.dir, &["boot", "plain"])?;
         let vms = GUESTS.into_iter().map(Name::new).collect::<Result<Vec<_>>>()?;
         let (at, built, names) = (dir.clone(), kernel, vms.clone());
         super::blocking(move || build(&at, &built, &names)).await?;
@@ -184,8 +184,7 @@ impl Demo {
         let site = |name| Site::new(name, &dir, &request.program, kvm, &vms, cancel.clone());
         let report = GuestDemoReport { dir: dir.clone(), hypervisor: probe.describe(), ..GuestDemoReport::default() };
         let (first, second) = (site("first")?, site("second")?);
-        let url = request.store.clone().unwrap_or_else(|| format!("file://{}", dir.join("store").display()));
-        let store = (url, request.store_options.as_deref().map(absolute).transpose()?);
+        let store = Between::prepare(request.store, request.store_options.as_deref(), &dir)?;
         Ok(Demo { began, store, first, second, vms, progress, report, dir })
     }
 
@@ -218,19 +217,15 @@ impl Demo {
     async fn both_sites(&mut self) -> Result<()> {
         self.progress.stage("start both appliances");
         let since = Instant::now();
-        let options = self.store.1.as_ref().map(|path| path.display().to_string());
+        let options = self.store.options.as_ref().map(|path| path.display().to_string());
         for site in [&mut self.first, &mut self.second] {
             site.serve().await?;
-            let mut words = vec!["store", "add", "s", "--url", &self.store.0];
+            let mut words = vec!["store", "add", "s", "--url", &self.store.url];
             words.extend(options.iter().flat_map(|options| ["--options-file", options]));
             site.ask(&words).await?;
         }
         self.first.ask(&["domain", "create", DOMAIN, "--store", "s"]).await?;
-        let between = match self.store.0.strip_prefix("file://") {
-            Some(_) => "a storage site in a directory",
-            None => &self.store.0.clone(),
-        };
-        self.done(since, format!("two appliances and {between}"));
+        self.done(since, format!("two appliances, and between them {}", self.store.describe()));
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 /// What a request asks for. Listing is told apart from reading an object though both are `GET`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Verb {
+pub enum Verb {
     /// `GET` of an object.
     Get,
     /// `HEAD` of an object or a bucket.
@@ -23,20 +23,20 @@ pub(crate) enum Verb {
 
 /// Counts since start or since the last [`reset`](super::S3Server::reset_counters).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Counters {
+pub struct Counters {
     /// Requests that arrived, those answered with a fault included.
-    pub(crate) requests: BTreeMap<Verb, u64>,
+    pub requests: BTreeMap<Verb, u64>,
     /// Bytes of response bodies handed to connections.
-    pub(crate) bytes_out: u64,
+    pub bytes_out: u64,
     /// Bytes of request bodies received.
-    pub(crate) bytes_in: u64,
+    pub bytes_in: u64,
     /// Faults that were really injected, by the name of their kind.
-    pub(crate) faults: BTreeMap<&'static str, u64>,
+    pub faults: BTreeMap<&'static str, u64>,
 }
 
 impl Verb {
     /// The word for this verb in rules and reports.
-    pub(crate) fn word(self) -> &'static str {
+    pub fn word(self) -> &'static str {
         match self {
             Verb::Get => "GET",
             Verb::Head => "HEAD",
@@ -55,17 +55,17 @@ impl Verb {
 
 impl Counters {
     /// Requests of one verb.
-    pub(crate) fn of(&self, verb: Verb) -> u64 {
+    pub fn of(&self, verb: Verb) -> u64 {
         self.requests.get(&verb).copied().unwrap_or(0)
     }
 
     /// Requests of all verbs.
-    pub(crate) fn total(&self) -> u64 {
+    pub fn total(&self) -> u64 {
         self.requests.values().sum()
     }
 
     /// Faults of all kinds.
-    pub(crate) fn total_faults(&self) -> u64 {
+    pub fn total_faults(&self) -> u64 {
         self.faults.values().sum()
     }
 }

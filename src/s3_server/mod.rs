@@ -1,4 +1,4 @@
-//! A real S3 server for tests and benches: HTTP and Signature V4 from `s3s`, storage and faults of our own.
+//! A real S3 server for the demo, tests and benches: HTTP and Signature V4 from `s3s`, storage and faults of our own.
 //!
 //! ```text
 //!  client --TCP--> Connection --> Front (faults, counters) --> s3s (routing, Sig V4, XML) --> Backend --> files
@@ -27,7 +27,7 @@ mod reader;
 mod rule;
 mod server;
 
-pub(crate) use counters::{Counters, Verb};
-pub(crate) use faults::Faults;
-pub(crate) use rule::{Fault, Rule, When};
-pub(crate) use server::{Options, S3Server};
+pub use counters::{Counters, Verb};
+pub use faults::Faults;
+pub use rule::{Fault, Rule, When};
+pub use server::{Options, S3Server};

@@ -36,21 +36,21 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// How a server is started.
 #[derive(Debug, Clone)]
-pub(crate) struct Options {
+pub struct Options {
     /// TCP port on 127.0.0.1; 0 takes a free one. A restart that clients shall find needs the former one.
-    pub(crate) port: u16,
+    pub port: u16,
     /// The one access key that is known.
-    pub(crate) access_key: String,
+    pub access_key: String,
     /// Its secret.
-    pub(crate) secret_key: String,
+    pub secret_key: String,
     /// Buckets made at start where they do not exist. The first is the one that `url` names.
-    pub(crate) buckets: Vec<String>,
+    pub buckets: Vec<String>,
     /// Keys in a page of a listing at most (the original has 1,000, and so has this).
-    pub(crate) page_keys: usize,
+    pub page_keys: usize,
     /// Threads that serve connections.
-    pub(crate) workers: usize,
+    pub workers: usize,
     /// Faults in force from the start.
-    pub(crate) rules: Vec<Rule>,
+    pub rules: Vec<Rule>,
 }
 
 impl Default for Options {
@@ -68,7 +68,7 @@ impl Default for Options {
 }
 
 /// A server that runs until it is stopped or dropped.
-pub(crate) struct S3Server {
+pub struct S3Server {
     address: SocketAddr,
     options: Options,
     catalog: Arc<Catalog>,
@@ -89,7 +89,7 @@ impl S3Server {
     /// Serves the objects in `directory`, which is made if need be, from the moment this returns.
     ///
     /// Errors: the directory cannot be used or another server uses it; the port is taken.
-    pub(crate) fn start(directory: &Path, options: Options) -> io::Result<S3Server> {
+    pub fn start(directory: &Path, options: Options) -> io::Result<S3Server> {
         let catalog = Arc::new(Catalog::open(directory)?);
         for bucket in &options.buckets {
             catalog.create_bucket(bucket)?;
@@ -116,23 +116,23 @@ impl S3Server {
     }
 
     /// Base URL, `http://127.0.0.1:<port>`.
-    pub(crate) fn endpoint(&self) -> String {
+    pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
     /// The port it listens on.
-    pub(crate) fn port(&self) -> u16 {
+    pub fn port(&self) -> u16 {
         self.address.port()
     }
 
     /// `s3://<first bucket>/<prefix>`.
-    pub(crate) fn url(&self, prefix: &str) -> String {
+    pub fn url(&self, prefix: &str) -> String {
         let bucket = self.options.buckets.first().map_or("", String::as_str);
         format!("s3://{bucket}/{prefix}")
     }
 
     /// The usual environment variables by which an S3 client finds this server and its credentials.
-    pub(crate) fn env(&self) -> Vec<(String, String)> {
+    pub fn env(&self) -> Vec<(String, String)> {
         let pairs = [
             ("AWS_ENDPOINT_URL", self.endpoint()),
             ("AWS_ENDPOINT", self.endpoint()),
@@ -146,34 +146,34 @@ impl S3Server {
     }
 
     /// The faults in force; takes effect with the next request.
-    pub(crate) fn faults(&self) -> &Faults {
+    pub fn faults(&self) -> &Faults {
         &self.faults
     }
 
     /// Closes the port and all connections (`false`), so that clients are refused, or opens it again.
-    pub(crate) fn set_reachable(&self, reachable: bool) -> io::Result<()> {
+    pub fn set_reachable(&self, reachable: bool) -> io::Result<()> {
         let (reply, done) = sync_channel(1);
         self.commands.try_send(Command::Listen(reachable, reply)).map_err(io::Error::other)?;
         done.recv_timeout(COMMAND_LIMIT).map_err(io::Error::other)?
     }
 
     /// Requests, bytes and faults so far.
-    pub(crate) fn counters(&self) -> Counters {
+    pub fn counters(&self) -> Counters {
         self.tally.counters()
     }
 
     /// Starts counting anew.
-    pub(crate) fn reset_counters(&self) {
+    pub fn reset_counters(&self) {
         self.tally.reset();
     }
 
     /// The file that holds an object now, for tests that damage it in place. `None` if there is no such object.
-    pub(crate) fn object_file(&self, bucket: &str, key: &str) -> Option<PathBuf> {
+    pub fn object_file(&self, bucket: &str, key: &str) -> Option<PathBuf> {
         self.catalog.file_of(bucket, key)
     }
 
     /// Closes everything. The directory can be served again when this returns.
-    pub(crate) fn stop(self) {
+    pub fn stop(self) {
         drop(self);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// What goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// The request waits this long before anything happens.
     Latency(Duration),
     /// Bodies, both ways, of all requests that match together take at least one second per so many bytes.
@@ -31,13 +31,18 @@ pub(crate) enum Fault {
 
 /// Which of the matching requests a rule strikes.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum When {
+pub enum When {
     /// All.
     Always,
     /// The n-th, the 2n-th and so on.
     Every(u64),
     /// One of each `cycle`, the `at`-th of it: for several faults in turn.
-    Phase { cycle: u64, at: u64 },
+    Phase {
+        /// Requests in a cycle.
+        cycle: u64,
+        /// Which of them, from 0.
+        at: u64,
+    },
     /// The first n.
     First(u64),
     /// Each with this probability, from 0 to 1, by a generator of this seed.
@@ -46,7 +51,7 @@ pub(crate) enum When {
 
 /// A fault with its condition and its filter.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Rule {
+pub struct Rule {
     pub(super) fault: Fault,
     pub(super) when: When,
     pub(super) verbs: Vec<Verb>,
@@ -55,7 +60,7 @@ pub(crate) struct Rule {
 
 impl Fault {
     /// The name under which it is counted, and its word in a rule's text.
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Fault::Latency(_) => "latency",
             Fault::Bandwidth(_) => "bandwidth",
@@ -73,24 +78,24 @@ impl Fault {
 
 impl Rule {
     /// Strikes every request.
-    pub(crate) fn new(fault: Fault) -> Rule {
+    pub fn new(fault: Fault) -> Rule {
         Rule { fault, when: When::Always, verbs: Vec::new(), key: None }
     }
 
     /// Strikes only some of those that match.
-    pub(crate) fn when(mut self, when: When) -> Rule {
+    pub fn when(mut self, when: When) -> Rule {
         self.when = when;
         self
     }
 
     /// Matches requests of this verb; called again, of that one too.
-    pub(crate) fn verb(mut self, verb: Verb) -> Rule {
+    pub fn verb(mut self, verb: Verb) -> Rule {
         self.verbs.push(verb);
         self
     }
 
     /// Matches requests whose decoded path and query contain this text.
-    pub(crate) fn key(mut self, part: &str) -> Rule {
+    pub fn key(mut self, part: &str) -> Rule {
         self.key = Some(part.to_owned());
         self
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// A handle to the faults of one server; clones act on the same server.
 #[derive(Clone, Default)]
-pub(crate) struct Faults {
+pub struct Faults {
     inner: Arc<Inner>,
 }
 
@@ -46,29 +46,29 @@ pub(super) struct Pacer {
 
 impl Faults {
     /// Replaces all rules, with fresh counts.
-    pub(crate) fn set(&self, rules: impl IntoIterator<Item = Rule>) {
+    pub fn set(&self, rules: impl IntoIterator<Item = Rule>) {
         *self.rules() = rules.into_iter().map(Active::new).collect();
     }
 
     /// Adds a rule behind those in force.
-    pub(crate) fn add(&self, rule: Rule) {
+    pub fn add(&self, rule: Rule) {
         self.rules().push(Active::new(rule));
     }
 
     /// Ends all faults, read-only and a wrong clock included.
-    pub(crate) fn clear(&self) {
+    pub fn clear(&self) {
         self.set([]);
         self.set_read_only(false);
         self.set_clock_skew(0);
     }
 
     /// Whether every write is answered with 403.
-    pub(crate) fn set_read_only(&self, read_only: bool) {
+    pub fn set_read_only(&self, read_only: bool) {
         self.inner.read_only.store(read_only, Ordering::Relaxed);
     }
 
     /// By how many seconds the `Date` header is ahead of the clock (behind, if negative).
-    pub(crate) fn set_clock_skew(&self, seconds: i64) {
+    pub fn set_clock_skew(&self, seconds: i64) {
         self.inner.skew_seconds.store(seconds, Ordering::Relaxed);
     }
 
