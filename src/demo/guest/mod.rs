@@ -317,6 +317,7 @@ impl Demo {
     /// The first site is gone from one moment to the next; the second takes over by force.
     async fn disaster(&mut self, rows: RowWatch) -> Result<()> {
         self.progress.stage("disaster");
+        let landed = self.landed(&rows).await?;
         let since = Instant::now();
         self.first.kill_appliance();
         self.first.kill_guests().await?;
@@ -329,7 +330,23 @@ impl Demo {
         let found = self.found(&self.second).await?;
         self.report.forced = Recovery::of(&rows, found, rto, &task)?;
         self.done(since, format!("forced completion: both guests serve at the second site, with {found} rows"));
+        if found < landed {
+            let why = format!("{landed} rows had landed at the second site, and {found} are there after the disaster");
+            return Err(Error::new(ErrorKind::Damaged, why));
+        }
         Ok(())
+    }
+
+    /// Waits until what was acknowledged a moment ago has landed at the second site; its newest row.
+    async fn landed(&self, rows: &RowWatch) -> Result<u64> {
+        let row = rows.newest();
+        let cut = self.first.ask(&["domain", "point", DOMAIN]).await?;
+        let number = |point: &Value| point.as_u64().or_else(|| point.as_str()?.parse().ok());
+        let none = || Error::new(ErrorKind::Internal, format!("a point without a number: {cut}"));
+        let point = number(&cut["point"]).ok_or_else(none)?;
+        let has_it = |shown: &Value| number(&shown["follow"]["landed"]["number"]) >= Some(point);
+        self.second.until("a point that was cut at the first site", has_it).await?;
+        Ok(row)
     }
 
     /// The first site's appliance comes back, takes its disks up to date, and the guests with a planned hand-over.
