@@ -105,7 +105,7 @@ async fn run(qmp: &mut Qmp, job: &str, source: &str, target: &str, limit: Durati
         tokio::time::sleep(LOOK).await;
     }
     match error_of(qmp, job).await? {
-        Some(why) => Err(Error::new(ErrorKind::Io, format!("{job}: {why}"))),
+        Some(_) => Err(failed(qmp, job).await),
         None => qmp.execute("job-dismiss", json!({"id": job})).await.map(drop),
     }
 }
@@ -153,4 +153,76 @@ async fn until_gone(qmp: &mut Qmp, id: &str) -> Result<()> {
         tokio::time::sleep(LOOK).await;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::UnixStream;
+
+    use super::super::lines::Lines;
+    use super::*;
+
+    /// A monitor of a guest with one disk, whose mirror becomes ready at once and ends with `error` when it is completed.
+    async fn peer(stream: UnixStream, error: Option<&'static str>) -> Vec<String> {
+        let (read, mut write) = stream.into_split();
+        let mut read = BufReader::new(read).lines();
+        write.write_all(b"{\"QMP\":{\"version\":{}}}\n").await.unwrap();
+        let (mut jobs, mut node, mut orders) = (json!([]), "before".to_owned(), Vec::new());
+        while let Ok(Some(line)) = read.next_line().await {
+            let order: Value = serde_json::from_str(&line).unwrap();
+            let args = &order["arguments"];
+            let word = order["execute"].as_str().unwrap();
+            let answer = match word {
+                "query-block" => json!([{"qdev": disk_device(0), "inserted": {"node-name": node}}]),
+                "query-jobs" => jobs.clone(),
+                "blockdev-mirror" => {
+                    jobs = json!([{"id": args["job-id"], "status": "ready"}]);
+                    json!({})
+                }
+                "job-complete" => {
+                    jobs[0]["status"] = "concluded".into();
+                    match error {
+                        Some(error) => jobs[0]["error"] = error.into(),
+                        None => node = "after".to_owned(),
+                    }
+                    json!({})
+                }
+                "job-dismiss" => {
+                    jobs = json!([]);
+                    json!({})
+                }
+                _ => json!({}),
+            };
+            orders.push(format!("{word} {}", args["node-name"].as_str().unwrap_or_default()).trim().to_owned());
+            let answer = json!({"return": answer, "id": order["id"]});
+            write.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+        }
+        orders
+    }
+
+    async fn moved(error: Option<&'static str>) -> (Result<()>, Vec<String>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let peer = tokio::spawn(peer(theirs, error));
+        let mut qmp = Qmp::greet(Lines::over(ours, Duration::from_secs(10))).await.unwrap();
+        let target = ("after", "nbd+unix:///web/root?socket=/s");
+        let moved = move_disk(&mut qmp, 0, target, Duration::from_secs(60), Duration::from_secs(60)).await;
+        drop(qmp);
+        (moved, peer.await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn the_node_that_the_guest_is_not_on_is_closed_and_a_change_over_that_failed_is_an_error() {
+        let (done, orders) = moved(None).await;
+        done.unwrap();
+        assert_eq!(orders.last().unwrap(), "blockdev-del before");
+        assert!(orders.contains(&"job-dismiss".to_owned()), "{orders:?}");
+
+        let (done, orders) = moved(Some("No space left on device")).await;
+        let error = done.unwrap_err();
+        assert!(error.kind() == ErrorKind::Io && error.to_string().contains("No space left"), "{error}");
+        assert_eq!(orders.last().unwrap(), "blockdev-del after");
+        assert!(!orders.contains(&"blockdev-del before".to_owned()), "{orders:?}");
+        assert!(orders.contains(&"job-dismiss".to_owned()), "{orders:?}");
+    }
 }

@@ -190,6 +190,18 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_only_its_parent_knows_still_has_ended() {
+        let mut child = std::process::Command::new("/bin/cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let began_at = began(child.id()).unwrap();
+        let record = ProcessRecord { pid: child.id(), began: began_at, boot: boot(), told: false };
+        assert!(lives(&record));
+        drop(child.stdin.take());
+        wait_for("its end", || !lives(&record));
+        assert!(Path::new(&format!("/proc/{}", child.id())).exists(), "nobody has asked how it ended");
+        child.wait().unwrap();
+    }
+
+    #[test]
     fn what_cannot_be_started_is_said_and_leaves_nothing_locked() {
         let dir = tempfile::tempdir().unwrap();
         let vm = samples::name("web");
