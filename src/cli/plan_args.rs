@@ -153,7 +153,7 @@ pub(super) fn text(findings: &[Finding], summary: Option<&PlanSummary>) -> Strin
     }
     let Some(summary) = summary else { return out };
     if !summary.vms.is_empty() {
-        let mut table = table(["VM", "status", "age", "to fetch", ""]);
+        let mut table = table(["VM", "status", "age", "share to fetch", ""]);
         for vm in &summary.vms {
             let note = if vm.included { &vm.note } else { &format!("left out: {}", vm.note) };
             let (status, age) = (status_words(vm.status()), age_of(vm.age_ms));

@@ -64,6 +64,9 @@ struct One {
 struct Answer {
     #[command(flatten)]
     one: One,
+    /// Number of the question, as the task tells it
+    #[arg(value_name = "QUESTION")]
+    question: u32,
     /// One of the choices that the task offers
     #[arg(value_name = "CHOICE")]
     choice: String,
@@ -99,9 +102,9 @@ impl Task {
                 report(&shown, text(&shown))
             }
             TaskCommand::Watch(one) => follow(&one.appliance.connect().await?, &one.id, context).await,
-            TaskCommand::Answer(Answer { one, choice }) => {
+            TaskCommand::Answer(Answer { one, question, choice }) => {
                 let mut client = one.appliance.connect().await?.tasks();
-                let shown = answered(client.answer_task(AnswerTaskRequest { id: one.id, choice }).await)?;
+                let shown = answered(client.answer_task(AnswerTaskRequest { id: one.id, choice, question }).await)?;
                 let shown = shown.task.unwrap_or_default();
                 report(&shown, text(&shown))
             }
@@ -209,7 +212,9 @@ pub(super) fn text(task: &Shown) -> String {
     }
     if let Some(question) = &task.question {
         let choices = question.choices.join(", ");
-        out += &format!("it asks: {}\nanswer by `freshet task answer {} CHOICE`: {choices}\n", question.text, task.id);
+        let (id, number) = (&task.id, question.number);
+        out +=
+            &format!("it asks: {}\nanswer by `freshet task answer {id} {number} CHOICE`: {choices}\n", question.text);
     }
     if !task.trouble.is_empty() {
         out += &format!("trouble: {}\n", task.trouble);

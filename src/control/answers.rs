@@ -114,8 +114,7 @@ impl Appliance {
     /// Why a request is turned down without a task, or after it.
     fn why_not(&self, domain: &Name, asked: &Asked, hands_over: bool) -> String {
         if !hands_over {
-            return "that site does not hand domains over when it is asked (failover.hands_over in its settings)"
-                .into();
+            return "that site does not hand domains over when it is asked (failover.hand_over in its settings)".into();
         }
         let is_its =
             |task: &Task| task.domain == *domain && matches!(&task.request, Request::HandOver(h) if h.to == asked.site);

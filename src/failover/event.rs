@@ -130,6 +130,10 @@ pub enum Event {
     Chose {
         /// What.
         choice: Choice,
+        /// Which of the task's questions that is an answer to, from 1; absent in what was written before they had numbers,
+        /// which then is an answer to the one that stands.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        question: Option<u32>,
         /// Who.
         actor: String,
     },

@@ -118,5 +118,10 @@ pub enum Command {
     /// Go on.
     Resume,
     /// Answer its question.
-    Choose(Choice),
+    Choose {
+        /// How.
+        choice: Choice,
+        /// Which of its questions, from 1: one that was asked since is not answered by it.
+        question: u32,
+    },
 }

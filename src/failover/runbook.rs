@@ -250,6 +250,20 @@ pub struct Runbook {
     pub scripts_after: Vec<Script>,
 }
 
+impl Runbook {
+    /// Programs of the site are run by it.
+    pub fn runs_programs(&self) -> bool {
+        let of_vm = |vm: &VmStart| {
+            let waits = vm.wait_for.iter().any(|wait| matches!(wait.probe, Probe::Script { .. }));
+            waits || !vm.scripts_before.is_empty() || !vm.scripts_after.is_empty()
+        };
+        let of_group = |group: &Group| {
+            !group.scripts_before.is_empty() || !group.scripts_after.is_empty() || group.vms.iter().any(of_vm)
+        };
+        !self.scripts_before.is_empty() || !self.scripts_after.is_empty() || self.groups.iter().any(of_group)
+    }
+}
+
 fn five_minutes() -> u64 {
     300
 }

@@ -6,10 +6,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::facts::{Owner, PointFacts, VmFacts};
+use super::facts::{DomainFacts, LocalDisks, Owner, PointFacts, VmFacts};
 use super::plan::FailoverPlan;
 use super::starting;
-use super::survey::{Loss, Survey};
+use super::survey::{Loss, Rate, Survey};
 use super::task::TaskKind;
 use super::validate::{Act, taking_part};
 use super::words::VmStatus;
@@ -57,6 +57,8 @@ pub struct Summary {
     pub basis: String,
     /// What will be lost; `None` where nothing is, as in a planned one.
     pub loss: Option<Loss>,
+    /// VMs of which more than that is lost, or all: no point of now covers them.
+    pub uncovered: Vec<Name>,
     /// What must be so at the other site for it to follow afterwards; empty where it was not asked for.
     pub remote_conditions: Vec<String>,
     /// Which cards get which addresses, and how; empty where none does.
@@ -94,8 +96,9 @@ impl FailoverPlan {
             age_millis: survey.point.zip(facts).map(|(p, f)| f.now.millis_since(p.time)),
             fetch_bytes,
             seconds: seconds(fetch_bytes),
-            basis: rate.map_or_else(|| "no rate was measured yet".to_owned(), |r| r.basis.clone()),
+            basis: basis(rate, facts),
             loss: (takes && !self.failover.planned && !free).then_some(survey.loss),
+            uncovered: facts.map(uncovered).filter(|_| takes && !self.failover.planned && !free).unwrap_or_default(),
             remote_conditions: self.remote_conditions(facts.map(|f| &f.owner.site)),
             addressing: self.told_addresses(survey),
             starting: self.told_order(survey),
@@ -144,6 +147,33 @@ impl FailoverPlan {
             format!("{site} has all networks that the settings map to"),
             format!("{site} checks this before it hands the domain over, and refuses with the reason otherwise"),
         ]
+    }
+}
+
+fn uncovered(facts: &DomainFacts) -> Vec<Name> {
+    facts.vms.iter().filter(|vm| vm.status != VmStatus::Recoverable).map(|vm| vm.name.clone()).collect()
+}
+
+/// What bytes and seconds rest on.
+fn basis(rate: Option<&Rate>, facts: Option<&DomainFacts>) -> String {
+    let rate = rate.map_or("no rate was measured yet", |rate| &rate.basis);
+    match facts.is_some_and(|facts| facts.follow.is_none() && facts.disks != LocalDisks::None) {
+        true => format!("at most: of disks that are here only what differs is fetched; {rate}"),
+        false => rate.to_owned(),
+    }
+}
+
+impl Summary {
+    /// What will be lost, in words; empty for nothing.
+    pub fn loss_words(&self) -> String {
+        let Some(loss) = self.loss else { return String::new() };
+        let names: Vec<&str> = self.uncovered.iter().map(Name::as_str).collect();
+        match names.is_empty() {
+            true => loss.to_string(),
+            false => {
+                format!("{loss}; and more of VMs that no point of now covers, or all of them: {}", names.join(", "))
+            }
+        }
     }
 }
 

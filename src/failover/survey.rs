@@ -56,6 +56,10 @@ pub struct Survey {
     pub loss: Loss,
     /// Damage that is known of: ranges that cannot be recovered.
     pub damage: Vec<String>,
+    /// This site runs scripts of a runbook that the other site left.
+    pub runs_remote_scripts: bool,
+    /// What of the plan's placement and storage policies the hypervisor here makes nothing of.
+    pub unheeded: Vec<String>,
     /// Why the hypervisor cannot be asked; `None` where it can.
     pub hypervisor_problem: Option<String>,
     /// Networks of this site, where the hypervisor can tell.

@@ -401,6 +401,8 @@ pub struct Task {
     pub(super) pause: bool,
     /// It turned back: what it did is undone.
     pub(super) turned: Option<TurnedBack>,
+    /// Questions that it has asked, the one that it waits with included: that one's number.
+    pub questions: u32,
     /// The step that its question is about.
     pub(super) asked: usize,
 }
@@ -444,7 +446,7 @@ impl Task {
             Command::Cancel => self.turned.is_some(),
             Command::Pause => self.pause,
             Command::Resume => !self.pause,
-            Command::Choose(_) => false,
+            Command::Choose { .. } => false,
         }
     }
 

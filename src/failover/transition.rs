@@ -110,6 +110,7 @@ pub fn submitted(id: TaskId, entry: &Entry) -> Result<Task> {
         entries: 1,
         pause: false,
         turned: None,
+        questions: 0,
         asked: 0,
     })
 }
@@ -172,7 +173,7 @@ impl Turn<'_> {
             Event::Failed { step, error, log } => self.failed(*step, error, log),
             Event::Interrupted { step } => self.interrupted(*step),
             Event::Asked { step, question, log } => self.asked(*step, question, log),
-            Event::Chose { choice, actor } => self.chose(*choice, actor),
+            Event::Chose { choice, question, actor } => self.chose(*choice, *question, actor),
             Event::PauseAsked { actor } => self.pause_asked(actor),
             Event::ResumeAsked { actor } => self.resume_asked(actor),
             Event::CancelAsked { actor } => self.cancel_asked(actor),
@@ -258,10 +259,16 @@ impl Turn<'_> {
         Ok(())
     }
 
-    fn chose(&mut self, choice: Choice, actor: &str) -> Result<()> {
+    fn chose(&mut self, choice: Choice, number: Option<u32>, actor: &str) -> Result<()> {
         let TaskState::WaitingForOperator(question) = &self.task.state else {
             return Err(refused(self.task, format!("it asks nothing, so that {choice} answers nothing")));
         };
+        let now = self.task.questions;
+        if let Some(number) = number.filter(|number| *number != now) {
+            let why =
+                format!("{choice} is an answer to its question {number}, and it asks question {now}: look at that");
+            return Err(refused(self.task, why));
+        }
         if !question.choices.contains(&choice) {
             let may: Vec<&str> = question.choices.iter().map(|c| c.word()).collect();
             return Err(refused(self.task, format!("{choice} is no answer to its question: {}", may.join(", "))));
@@ -468,6 +475,7 @@ impl Turn<'_> {
 
     fn ask(&mut self, i: usize, question: Question) {
         self.task.asked = i;
+        self.task.questions = self.task.questions.saturating_add(1);
         self.task.pause = false;
         self.task.state = TaskState::WaitingForOperator(question);
     }

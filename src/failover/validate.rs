@@ -46,6 +46,11 @@ impl FailoverPlan {
                 // Those that left since it was set: nothing is done with them.
                 vms.extend(runbook.groups.iter().flat_map(|group| group.vms.iter().map(|vm| vm.vm.clone())));
             }
+            if act == Act::FollowAfterHandOver && runbook.runs_programs() && !survey.runs_remote_scripts {
+                let text = "the other site's runbook has scripts, and this site does not run them";
+                let remedy = "leave them out, or allow them at this site (failover.remote_scripts in its settings)";
+                check.error(Stage::Runbook, "scripts", text, remedy);
+            }
             if survey.facts.is_some() {
                 check.found.extend(runbook.findings(&vms));
                 check.agents(runbook);
@@ -227,6 +232,15 @@ impl Check<'_> {
             let text = format!("VM {vm} takes no part: {why}");
             self.warning(Stage::General, "vms", text, "wait until it is, or choose a continuous failover");
         }
+        if !self.plan.failover.planned && self.plan.takes_over(self.act) {
+            let uncovered = facts.vms.iter().filter(|vm| part.contains(&vm.name) && vm.status != VmStatus::Recoverable);
+            for vm in uncovered {
+                let text = format!("VM {} is {}: no point of now covers it", vm.name, vm.status);
+                let remedy =
+                    "its disks would be of no one moment: wait for a point that covers it, or know that it is lost";
+                self.warning(Stage::General, "vms", text, remedy);
+            }
+        }
         if part.is_empty() {
             let text = match facts.vms.is_empty() {
                 true => "it has no VMs".to_owned(),
@@ -292,7 +306,8 @@ impl Check<'_> {
         };
         let same = survey.datastore.device == survey.log_store.device;
         let log = if same { self.new_log_bytes() } else { 0 };
-        let need = of_part(|v| v.fetch_bytes).saturating_add(log);
+        // What an earlier try left there is gone on with.
+        let need = of_part(|v| v.fetch_bytes).saturating_sub(survey.datastore.held_bytes).saturating_add(log);
         let grown = of_part(|v| v.logical_bytes).saturating_sub(survey.datastore.held_bytes).saturating_add(log);
         let free = survey.datastore.free_bytes;
         if free < need {
@@ -313,6 +328,9 @@ impl Check<'_> {
         if let Some(why) = &self.survey.hypervisor_problem {
             let text = format!("the hypervisor cannot be asked: {why}");
             self.error(Stage::Failover, "placement", text, "make it reachable, then plan again");
+        }
+        for what in &self.survey.unheeded {
+            self.error(Stage::Failover, "placement", what.clone(), "leave it out, or correct it");
         }
         let Some(known) = &self.survey.networks else { return };
         let known: HashSet<&str> = known.iter().map(String::as_str).collect();

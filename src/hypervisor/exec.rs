@@ -242,6 +242,11 @@ impl Hypervisor for ExecDriver {
         }
     }
 
+    /// Its commands get all of it.
+    fn unheeded(&self, _placement: &BTreeMap<String, String>, _policies: &[&str]) -> Vec<String> {
+        Vec::new()
+    }
+
     fn addressing(&self) -> std::result::Result<&'static str, String> {
         Ok("they are told to the hypervisor's command, and what it does with them is its matter")
     }

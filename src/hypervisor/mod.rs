@@ -32,6 +32,7 @@ pub use seed::{SEED_SERIAL, Seed};
 pub use spec::{DiskSpec, GuestChange, GuestEvent, NicSpec, OffEvidence, PowerState, VmEntry, VmSpec};
 pub use subprocess::{COMMAND_PATH, CommandEnd, RunCommand};
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -75,6 +76,12 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// `Unreachable` where it does not answer.
     async fn networks(&self) -> Result<Option<Vec<String>>>;
+
+    /// What of a plan's placement and storage policies it makes nothing of, each in a sentence: a plan that says it would be
+    /// another one than is carried out.
+    fn unheeded(&self, placement: &BTreeMap<String, String>, policies: &[&str]) -> Vec<String> {
+        unheeded(&self.describe(), &[], placement, policies)
+    }
 
     /// How the addresses that cards are given get into a guest, in a sentence for the operator.
     ///
@@ -168,5 +175,56 @@ pub trait Hypervisor: Send + Sync {
     /// `Unreachable` where the hypervisor does not answer.
     async fn trouble(&self, _: &Name) -> Result<Option<String>> {
         Ok(None)
+    }
+}
+
+/// What of a plan's placement and storage policies is unheeded by a driver that knows `words`, each with the values that it
+/// takes, any where there are none.
+fn unheeded(
+    driver: &str,
+    words: &[(&str, &[&str])],
+    placement: &BTreeMap<String, String>,
+    policies: &[&str],
+) -> Vec<String> {
+    let known = |word: &str| words.iter().find(|(known, _)| *known == word).map(|(_, values)| *values);
+    let names: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+    let has = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
+    let mut told: Vec<String> = placement
+        .iter()
+        .filter_map(|(word, value)| match known(word) {
+            None => Some(format!("placement.{word} means nothing to {driver}, which knows {has}")),
+            Some(values) if !values.is_empty() && !values.contains(&value.as_str()) => {
+                Some(format!("placement.{word} is {value:?}, and {driver} takes {}", values.join(", ")))
+            }
+            Some(_) => None,
+        })
+        .collect();
+    told.extend(policies.iter().map(|policy| format!("{driver} has no storage policies, such as {policy:?}")));
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_driver_makes_nothing_of_is_told_word_by_word() {
+        let words: [(&str, &[&str]); 2] = [("machine", &[]), ("mac", &["renew"])];
+        let of = |pairs: &[(&str, &str)], policies: &[&str]| {
+            let placement = pairs.iter().map(|(word, value)| ((*word).to_owned(), (*value).to_owned())).collect();
+            unheeded("it", &words, &placement, policies)
+        };
+        assert_eq!(of(&[("machine", "any"), ("mac", "renew")], &[]), Vec::<String>::new());
+        let told = of(&[("datacenter", "x"), ("mac", "renw")], &["gold"]);
+        assert_eq!(
+            told,
+            [
+                "placement.datacenter means nothing to it, which knows machine, mac",
+                "placement.mac is \"renw\", and it takes renew",
+                "it has no storage policies, such as \"gold\"",
+            ]
+        );
+        let none = unheeded("it", &[], &BTreeMap::from([("a".to_owned(), "b".to_owned())]), &[]);
+        assert_eq!(none, ["placement.a means nothing to it, which knows nothing"]);
     }
 }

@@ -103,7 +103,7 @@ fn tasks_wait_as_long_as_they_must_though_clocks_are_wrong_by_hours_and_are_set_
         assert_eq!(waits["state"], "TASK_STATE_RUNNING", "{by}: {waits:#}");
     }
     std::fs::remove_file(first.hypervisor("hangs")).unwrap();
-    first.ask(&["task", "answer", asked["id"].as_str().unwrap(), "wait"]);
+    first.ask(&["task", "answer", asked["id"].as_str().unwrap(), &asked["question"]["number"].to_string(), "wait"]);
     second.ended(&id, "TASK_STATE_DONE");
     second.runs("DOMAIN_MODE_RUNNING_IN_FAILOVER");
     assert_eq!((read(&second, 2 * MIB), read(&second, MIB)), (9, 7));

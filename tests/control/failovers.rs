@@ -201,7 +201,13 @@ fn of_two_operators_one_starts_and_who_comes_while_it_runs_or_is_cancelled_is_to
     // Its operator was asked about the guest that hangs.
     let tasks = first.ask(&["task", "list", "--domain", "d", "--running"]);
     for task in tasks["tasks"].as_array().into_iter().flatten() {
-        first.appliance.ask(&["task", "answer", task["id"].as_str().unwrap(), "abort"]);
+        first.appliance.ask(&[
+            "task",
+            "answer",
+            task["id"].as_str().unwrap(),
+            &task["question"]["number"].to_string(),
+            "abort",
+        ]);
     }
     first.until_idle();
     write(&first, 3 * MIB, 2);
@@ -273,12 +279,13 @@ fn progress_is_told_disk_by_disk_while_they_are_filled() {
     // The same of what the first site ships before it lets go: its guest writes to the last.
     std::fs::write(first.hypervisor("hangs"), "").unwrap();
     let id = second.begin(&["failover", "complete", "d", "--planned", "--yes", "d"]);
-    let hands_over = first.asked("d")["id"].as_str().unwrap().to_owned();
+    let asked = first.asked("d");
+    let (hands_over, question) = (asked["id"].as_str().unwrap().to_owned(), asked["question"]["number"].to_string());
     server.faults().set([Rule::new(Fault::Latency(PATIENCE / 20)).verb(Verb::Put).key("segments/")]);
     let written: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(MIB as usize).collect();
     first.guest().write(2 * MIB, &written).unwrap();
     std::fs::remove_file(first.hypervisor("hangs")).unwrap();
-    first.ask(&["task", "answer", &hands_over, "wait"]);
+    first.ask(&["task", "answer", &hands_over, &question, "wait"]);
     let watched = first.appliance.ask(&["task", "watch", &hands_over]);
     let text = watched.json.as_str().unwrap_or_default().to_owned();
     let shipped = |line: &str| {

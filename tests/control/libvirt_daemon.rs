@@ -166,7 +166,7 @@ fn a_daemon_that_goes_away_in_the_middle_and_a_guest_that_panics_hold_up_nobody_
         for part in ["ended with exit code 3", "no such row", "script /bin/sleep was killed after 1 s"] {
             assert!(log.contains(part), "{part}: {asked:#}");
         }
-        second.ask(&["task", "answer", &id, "skip"]);
+        second.ask(&["task", "answer", &id, &asked["question"]["number"].to_string(), "skip"]);
         second.ended(&id, "TASK_STATE_DONE");
 
         // The other one goes on, and the domain says what became of this one.

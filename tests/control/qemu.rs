@@ -274,7 +274,13 @@ fn guests_go_over_and_come_back_and_one_that_panics_is_told() {
     let id = begun["task"]["id"].as_str().or(begun["id"].as_str()).unwrap().to_owned();
     let asked = second.site.asked("d");
     assert_eq!(asked["question"]["vms"], serde_json::json!(["bad"]), "{asked:#}");
-    second.site.ask(&["task", "answer", asked["id"].as_str().unwrap(), "power-off"]);
+    second.site.ask(&[
+        "task",
+        "answer",
+        asked["id"].as_str().unwrap(),
+        &asked["question"]["number"].to_string(),
+        "power-off",
+    ]);
     first.site.ended(&id, "TASK_STATE_DONE");
     let last = second.stopped();
     assert_eq!(first.found(), (3, last), "every line is there");

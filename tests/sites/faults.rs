@@ -78,7 +78,10 @@ impl Round<'_> {
             let choice = ["retry", "wait"].into_iter().find(|choice| choices.iter().any(|c| c == choice));
             println!("{}: {} -> {choice:?}", self.estate.sites[site].name, task["question"]["text"]);
             let choice = choice.unwrap_or_else(|| panic!("no way to go on: {task:#}"));
-            self.said(site, &["task", "answer", task["id"].as_str().unwrap(), choice]);
+            self.said(
+                site,
+                &["task", "answer", task["id"].as_str().unwrap(), &task["question"]["number"].to_string(), choice],
+            );
         }
     }
 

@@ -238,7 +238,7 @@ pub(super) fn summary(summary: &Summary) -> proto::PlanSummary {
         fetch_bytes: summary.fetch_bytes,
         estimated_s: summary.seconds.map(seconds),
         basis: summary.basis.clone(),
-        loss: summary.loss.map(|loss| loss.to_string()).unwrap_or_default(),
+        loss: summary.loss_words(),
         remote_conditions: summary.remote_conditions.clone(),
         addressing: summary.addressing.clone(),
         starting: summary.starting.clone(),
@@ -337,6 +337,7 @@ pub(super) fn task(task: &Task) -> proto::Task {
         progress: task.progress.as_ref().map(progress),
         outcome,
         question: task.question().map(|question| proto::TaskQuestion {
+            number: task.questions,
             text: question.text.clone(),
             choices: question.choices.iter().map(|choice| choice.word().to_owned()).collect(),
             vms: question.vms.iter().map(Name::to_string).collect(),

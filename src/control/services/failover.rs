@@ -14,7 +14,9 @@ use crate::control::fault::{Done, Fault};
 use crate::control::proto::failback_service_server::FailbackService;
 use crate::control::proto::failover_service_server::FailoverService;
 use crate::control::proto::{self, *};
+use crate::control::settings::Role;
 use crate::control::view::timestamp;
+use crate::error::{Error, ErrorKind};
 use crate::failover::{
     self, Command, Complete, Completion, Direction, FailoverMode as Mode, Planned, Request as Wish, Resumed,
     Severity as Grave, TaskKind as Kind, World,
@@ -199,6 +201,10 @@ impl Services {
         if !request_id.is_empty() && uuid::Uuid::parse_str(&request_id).is_err() {
             return Err(Fault::field("request_id", "must be a UUID, or empty"));
         }
+        if caller.role < Role::Admin && sends_programs(&wish) {
+            let why = "its runbook for the other site runs programs there, which is for admins to say";
+            return Err(Error::new(ErrorKind::Denied, why).into());
+        }
         let (app, who, subject) = (Arc::clone(&self.app), caller.clone(), wish.domain().to_string());
         let asked = Asked { wish, token, request_id };
         self.app.act(caller, action, &subject, async move { begin(&app, &who, asked).await }).await
@@ -222,7 +228,7 @@ impl Services {
             let Some(task) = running else {
                 let what = only.map_or("nothing works on", |_| "nothing hands over");
                 let why = format!("{what} domain {name} at this site");
-                return Err(crate::error::Error::new(crate::error::ErrorKind::NotFound, why).into());
+                return Err(Error::new(ErrorKind::NotFound, why).into());
             };
             if !task.is_told(command) {
                 engine.command(task.id, command, &by).await?;
@@ -253,7 +259,7 @@ impl Services {
             if facts.owner.site != facts.site || facts.protecting {
                 let owner = &facts.owner.site;
                 let why = format!("nothing is released of domain {domain} here: it belongs to site {owner}");
-                return Err(crate::error::Error::new(crate::error::ErrorKind::NotFound, why).into());
+                return Err(Error::new(ErrorKind::NotFound, why).into());
             }
             match app.world.resume(&domain).await? {
                 Resumed::Ours => Ok(app.world.protect(&domain, None, &[]).await?),
@@ -318,6 +324,16 @@ fn kind_of(direction: Direction) -> RunbookKind {
     }
 }
 
+/// A runbook that goes to the other site with it runs programs there.
+fn sends_programs(wish: &Wish) -> bool {
+    let remote = match wish {
+        Wish::Plan(plan) => &plan.options.resume_remote,
+        Wish::Complete(complete) => &complete.resume_remote,
+        Wish::HandOver(_) | Wish::Forget(_) => return false,
+    };
+    remote.as_ref().and_then(|remote| remote.runbook.as_ref()).is_some_and(failover::Runbook::runs_programs)
+}
+
 /// The same wish, with the loss accepted, as long as the domain is this owner's.
 fn accepting(wish: &Wish, from: Option<&Name>) -> Wish {
     let mut wish = wish.clone();
@@ -332,8 +348,7 @@ fn accepting(wish: &Wish, from: Option<&Name>) -> Wish {
 /// The same wish always has the same digest.
 fn digest(wish: &Wish) -> Done<String> {
     let text = serde_json::to_string(wish);
-    let text =
-        text.map_err(|e| crate::error::Error::with_source(crate::error::ErrorKind::Internal, "write a plan", e))?;
+    let text = text.map_err(|e| Error::with_source(ErrorKind::Internal, "write a plan", e))?;
     Ok(format!("{:?}", xxh3_128(text.as_bytes())))
 }
 
@@ -396,7 +411,8 @@ async fn begin(app: &Arc<Appliance>, caller: &Caller, asked: Asked) -> Done<prot
     }
     let wish = match planned.summary.loss {
         None => wish,
-        Some(loss) if token.is_empty() => {
+        Some(_) if token.is_empty() => {
+            let loss = planned.summary.loss_words();
             let why = format!("it would lose {loss}; confirm that with the token of the plan, or choose a planned one");
             return Err(Fault::refused(why));
         }

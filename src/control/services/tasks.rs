@@ -82,16 +82,21 @@ impl TaskService for Services {
         let (subject, by) = (task.domain.to_string(), caller.name.clone());
         let answered = self.app.act(&caller, "TaskService/AnswerTask", &subject, async move {
             let choice = Choice::from_word(&asked.choice);
-            let offered = task.question().map(|question| question.choices.clone());
+            let current = asked.question == task.questions;
+            if asked.question == 0 {
+                return Err(Fault::field("question", "must be the number of the question that is answered"));
+            }
+            let offered = task.question().filter(|_| current).map(|question| question.choices.clone());
             if let Some(offered) = &offered
                 && choice.is_none_or(|choice| !offered.contains(&choice))
             {
                 let words: Vec<&str> = offered.iter().map(|choice| choice.word()).collect();
                 return Err(Fault::field("choice", format!("must be one of {}", words.join(", "))));
             }
-            let choice = choice.ok_or_else(|| Fault::refused("the task asks nothing"))?;
+            let why = || format!("question {} is not asked: look at what the task asks now", asked.question);
+            let choice = choice.ok_or_else(|| Fault::refused(why()))?;
             let engine = &app.engine;
-            engine.command(id, Command::Choose(choice), &by).await?;
+            engine.command(id, Command::Choose { choice, question: asked.question }, &by).await?;
             Ok(convert::task(&*engine.task(id)?))
         });
         Ok(Response::new(AnswerTaskResponse { task: Some(answered.await?) }))

@@ -165,6 +165,8 @@ pub struct Settings {
 pub struct FailoverSettings {
     /// A domain that another site asks for is handed over; else that site is turned down.
     pub hands_over: bool,
+    /// Scripts of a runbook that another site left are run here.
+    pub runs_remote_scripts: bool,
     /// How long guests have to shut down.
     pub shutdown_limit: Duration,
     /// How long the other site has to take a domain that was released.
@@ -268,6 +270,7 @@ impl Settings {
             hypervisor: HypervisorSettings::of(values, &state),
             failover: FailoverSettings {
                 hands_over: values.text("failover.hand_over") != Some("refuse"),
+                runs_remote_scripts: values.text("failover.remote_scripts") == Some("run"),
                 shutdown_limit: values.time("failover.shutdown_limit"),
                 taken_limit: values.time("failover.taken_limit"),
             },

@@ -313,6 +313,12 @@ pub const SETTINGS: &[Setting] = &[
         "What is done when another site asks for a domain of this one: guests are shut down and it is handed over, or it is turned down",
     ),
     setting(
+        "failover.remote_scripts",
+        Kind::Word(&["refuse", "run"]),
+        "refuse",
+        "What is done with a runbook with scripts that the other site leaves for the way back: whoever can write to the storage site can write one",
+    ),
+    setting(
         "failover.shutdown_limit",
         Kind::Time { least: SECOND, most: 24 * HOUR },
         "5m",

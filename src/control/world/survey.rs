@@ -36,8 +36,12 @@ impl SiteWorld {
             appliances: vec![self.settings.site.to_string()],
             datastore: self.space(&plan.failover.datastore, &plan.failover.datastore.join(domain.key())).await,
             log_store: self.space(&plan.dr.log_store, &crate::log::log_path(&plan.dr.log_store, domain)).await,
+            runs_remote_scripts: self.settings.failover.runs_remote_scripts,
             ..Survey::default()
         };
+        let own = plan.vms.vms.values().map(|vm| vm.storage_policy.as_str());
+        let policies: Vec<&str> = own.chain([plan.vms.storage_policy.as_str()]).filter(|p| !p.is_empty()).collect();
+        survey.unheeded = self.hypervisor.unheeded(&plan.failover.placement, &policies);
         survey.addressing = Some(self.hypervisor.addressing().map(str::to_owned));
         match self.hypervisor.networks().await {
             Ok(networks) => survey.networks = networks,

@@ -208,7 +208,7 @@ impl Engine {
             Command::Cancel => Event::CancelAsked { actor },
             Command::Pause => Event::PauseAsked { actor },
             Command::Resume => Event::ResumeAsked { actor },
-            Command::Choose(choice) => Event::Chose { choice, actor },
+            Command::Choose { choice, question } => Event::Chose { choice, question: Some(question), actor },
         };
         let inner = self.inner.clone();
         detached(async move {

@@ -28,6 +28,10 @@ impl Hypervisor for Process {
         self.call("networks", |_, _| Ok(Some(vec!["vm-net".into(), "mgmt".into()]))).await
     }
 
+    fn unheeded(&self, _: &std::collections::BTreeMap<String, String>, _: &[&str]) -> Vec<String> {
+        Vec::new()
+    }
+
     fn addressing(&self) -> std::result::Result<&'static str, String> {
         Ok("they are not used")
     }

@@ -143,7 +143,10 @@ impl Rig {
             for task in site.engine.tasks() {
                 if let Some(question) = task.question() {
                     let choice = answer(question);
-                    let _ = site.engine.command(task.id, Command::Choose(choice), "operator").await;
+                    let _ = site
+                        .engine
+                        .command(task.id, Command::Choose { choice, question: task.questions }, "operator")
+                        .await;
                 }
             }
         }

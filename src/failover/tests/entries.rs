@@ -135,7 +135,7 @@ fn all() -> Vec<Event> {
         Event::Failed { step: 1, error: error(), log: log() },
         Event::Interrupted { step: 1 },
         Event::Asked { step: 1, question, log: log() },
-        Event::Chose { choice: Choice::PowerOff, actor: actor() },
+        Event::Chose { choice: Choice::PowerOff, question: None, actor: actor() },
         Event::PauseAsked { actor: actor() },
         Event::ResumeAsked { actor: actor() },
         Event::CancelAsked { actor: actor() },
@@ -149,6 +149,7 @@ fn all() -> Vec<Event> {
     let (vms, excluded) = (vec![name("db")], vec![(name("web"), "it left".to_owned())]);
     let outcome = Outcome::Released { vms, excluded, steps: vec![Step::Claim, Step::CleanUp] };
     events.push(Event::Finished { step: 2, outcome, log: log() });
+    events.push(Event::Chose { choice: Choice::Confirm, question: Some(2), actor: actor() });
     events
 }
 

@@ -200,9 +200,16 @@ async fn past_the_point_of_no_return_cancelling_is_refused() {
     let error = b.command(id, Command::Cancel, "op").await.unwrap_err();
     assert!(error.kind() == ErrorKind::Refused && error.to_string().contains("step claim"), "{error}");
     let answer = patient(task.question().unwrap());
-    let error = b.command(id, Command::Choose(crate::failover::Choice::PowerOff), "op").await.unwrap_err();
+    let error = b
+        .command(id, Command::Choose { choice: crate::failover::Choice::PowerOff, question: 1 }, "op")
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("confirm, give-up"), "{error}");
-    b.command(id, Command::Choose(answer), "op").await.unwrap();
+    for late in [0, 2] {
+        let error = b.command(id, Command::Choose { choice: answer, question: late }, "op").await.unwrap_err();
+        assert!(error.to_string().contains("it asks question 1"), "{error}");
+    }
+    b.command(id, Command::Choose { choice: answer, question: 1 }, "op").await.unwrap();
     assert_eq!(until(b, id, over).await.state.word(), "done");
 }
 
@@ -301,7 +308,7 @@ async fn without_a_journal_nothing_is_done_and_a_restart_goes_on() {
     let id = first.submit(request, "op").await.unwrap();
     until(&first, id, |t| t.question().is_some()).await;
     journal.fails.store(true, Ordering::SeqCst);
-    let answer = Command::Choose(crate::failover::Choice::Confirm);
+    let answer = Command::Choose { choice: crate::failover::Choice::Confirm, question: 1 };
     assert!(first.command(id, answer, "op").await.is_err());
     let task = first.task(id).unwrap();
     assert!(task.question().is_some(), "what was not kept was not done");

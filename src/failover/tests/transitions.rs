@@ -99,7 +99,7 @@ fn event(task: &Task, (which, how, any): Seed) -> Event {
             question: Question { text: "?".into(), choices: Choice::ALL[..usize::from(any) % 8].to_vec(), vms: vec![] },
             log: vec![],
         },
-        13..=15 => Event::Chose { choice, actor },
+        13..=15 => Event::Chose { choice, question: None, actor },
         16 => Event::PauseAsked { actor },
         17 => Event::ResumeAsked { actor },
         18 => Event::CancelAsked { actor },
@@ -211,7 +211,7 @@ fn a_step_that_does_not_answer_is_tried_a_few_times_and_then_asked_about() {
     }
     let choices = &task.question().unwrap().choices;
     assert_eq!(*choices, [Choice::Retry, Choice::Abort]);
-    let task = through(task, [Event::Chose { choice: Choice::Retry, actor: "op".into() }]);
+    let task = through(task, [Event::Chose { choice: Choice::Retry, question: Some(1), actor: "op".into() }]);
     assert_eq!((next_action(&task), task.steps[0].attempts), (Action::Do(0), 0));
 }
 

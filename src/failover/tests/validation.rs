@@ -161,6 +161,10 @@ const CASES: &[Case] = &[
         },
         "vms.vms.db.memory_bytes: is 7",
     ),
+    (
+        |_, s| s.unheeded = vec!["placement.datacenter means nothing to it".into()],
+        "failover.placement: placement.datacenter means nothing to it",
+    ),
     (|_, s| s.foreign_vms = vec![name("web")], "a VM web that is not of this domain"),
     (|_, s| s.refused_vms = vec![(name("web"), "it boots by UEFI".into())], "vms.vms.web: it boots by UEFI"),
     (|p, _| p.dr.appliance = "other".into(), "no appliance \"other\""),
@@ -262,7 +266,9 @@ fn completing_needs_disks_that_follow_and_takes_all_vms() {
     let facts = survey.facts.as_mut().unwrap();
     facts.follow = Some(following());
     facts.vms[0].status = VmStatus::InitialSync;
-    assert_eq!(found(&plan, &survey, Act::Complete), Vec::<String>::new());
+    let told = plan.validate(&survey, Act::Complete);
+    assert!(!has_errors(&told), "{told:?}");
+    assert!(told.len() == 1 && told[0].to_string().contains("VM db is Initial Sync"), "{told:?}");
     assert!(found(&plan, &survey, Act::Start).join("\n").contains("follow it already"));
 }
 
@@ -326,4 +332,60 @@ fn a_summary_tells_which_guests_get_which_addresses_and_how() {
     let told = plan.summary(&survey, Act::Start).addressing;
     let card = "card 0 of VM db gets 10.9.0.5/24, gateway 10.9.0.1, name servers 10.9.0.1, fd00::53";
     assert_eq!(told, [card, "a guest without cloud-init does not heed them"]);
+}
+
+#[test]
+fn what_is_lost_by_force_is_told_of_each_vm_that_no_point_covers() {
+    let mut plan = samples::plan("shop");
+    plan.general.mode = FailoverMode::Continuous;
+    let mut survey = survey();
+    let facts = survey.facts.as_mut().unwrap();
+    facts.follow = Some(following());
+    assert!(!plan.summary(&survey, Act::Complete).loss_words().contains("more of VMs"));
+    survey.facts.as_mut().unwrap().vms[1].status = VmStatus::Resync;
+    let told = found(&plan, &survey, Act::Complete).join("\n");
+    assert!(told.contains("VM web is Resync: no point of now covers it"), "{told}");
+    let loss = plan.summary(&survey, Act::Complete).loss_words();
+    assert!(loss.ends_with("more of VMs that no point of now covers, or all of them: web"), "{loss}");
+    // Nothing of it where the owner gives it up by itself.
+    plan.failover.planned = true;
+    assert_eq!(plan.summary(&survey, Act::Complete).loss_words(), "");
+    assert!(!found(&plan, &survey, Act::Complete).join("\n").contains("no point of now covers it"));
+}
+
+#[test]
+fn what_an_earlier_try_left_counts_as_room_and_its_estimate_is_an_upper_bound() {
+    let plan = samples::plan("shop");
+    let mut survey = survey();
+    (survey.datastore.free_bytes, survey.datastore.held_bytes) = (1 << 30, 2 << 30);
+    assert!(!has_errors(&plan.validate(&survey, Act::Start)), "{:?}", found(&plan, &survey, Act::Start));
+    assert_eq!(plan.summary(&survey, Act::Start).basis, "a probe");
+    survey.facts.as_mut().unwrap().disks = LocalDisks::Rehydrated { at: facts().newest_point.unwrap().at };
+    assert!(plan.summary(&survey, Act::Start).basis.starts_with("at most: "), "only what differs is fetched");
+}
+
+#[test]
+fn scripts_that_the_other_site_left_are_run_only_where_that_is_allowed() {
+    let mut plan = samples::plan("shop");
+    let mut survey = survey();
+    let with = |book: &str| Some(serde_json::from_str(book).unwrap());
+    let scripts = [
+        r#"{"scripts_before":[{"command":["/bin/true"]}]}"#,
+        r#"{"groups":[{"name":"g","scripts_after":[{"command":["/bin/true"]}]}]}"#,
+        r#"{"groups":[{"name":"g","vms":[{"vm":"db","scripts_before":[{"command":["/bin/true"]}]}]}]}"#,
+        r#"{"groups":[{"name":"g","vms":[{"vm":"db","wait_for":[{"probe":{"script":{"command":["/bin/true"]}}}]}]}]}"#,
+    ];
+    let refused = |plan: &FailoverPlan, survey: &Survey, act| {
+        found(plan, survey, act).iter().any(|found| found.contains("failover.remote_scripts"))
+    };
+    for book in scripts {
+        plan.options.runbook = with(book);
+        assert!(refused(&plan, &survey, Act::FollowAfterHandOver), "{book}");
+        assert!(!refused(&plan, &survey, Act::Start), "its own runbooks are its admins'");
+    }
+    survey.runs_remote_scripts = true;
+    assert!(!refused(&plan, &survey, Act::FollowAfterHandOver));
+    survey.runs_remote_scripts = false;
+    plan.options.runbook = with(r#"{"groups":[{"name":"g","vms":[{"vm":"db","delay_seconds":1}]}]}"#);
+    assert!(!refused(&plan, &survey, Act::FollowAfterHandOver));
 }

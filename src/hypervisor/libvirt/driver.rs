@@ -9,7 +9,7 @@ use async_trait::async_trait;
 
 use super::LibvirtDriver;
 use super::definition::{AGENT_CHANNEL, Definition, LIBVIRT_XML};
-use super::fit::{Fitted, Site, blank, fit};
+use super::fit::{Fitted, RENEW, Site, blank, fit};
 use super::platform::{Capabilities, MachineAbilities, Platform, choose};
 use super::virsh::{Listed, mark};
 use super::xml::Element;
@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, IoResultExt, Result};
 use crate::hypervisor::qemu::process;
 use crate::hypervisor::{
     BY_SEED, GuestChange, GuestDisks, Hypervisor, MAX_ADDRESSES, OffEvidence, PowerState, Seed, VmEntry, VmSpec, files,
-    seed,
+    seed, unheeded,
 };
 use crate::ids::Name;
 
@@ -307,6 +307,11 @@ impl Hypervisor for LibvirtDriver {
         };
         let named = said.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned);
         Ok(Some(named.chain(self.bridges()).collect()))
+    }
+
+    fn unheeded(&self, placement: &BTreeMap<String, String>, policies: &[&str]) -> Vec<String> {
+        let words: [(&str, &[&str]); 3] = [("machine", &[]), ("mac", &[RENEW]), ("uuid", &[RENEW])];
+        unheeded(&self.describe(), &words, placement, policies)
     }
 
     fn addressing(&self) -> std::result::Result<&'static str, String> {

@@ -18,7 +18,7 @@ pub(super) const RECONNECT_SECONDS: u32 = 300;
 /// What a VM gets of which nothing is known.
 const USUAL_MEMORY: u64 = 1 << 30;
 /// Placement words of the plan for identities: drawn anew.
-const RENEW: &str = "renew";
+pub(super) const RENEW: &str = "renew";
 
 /// What is known of this site.
 #[derive(Debug)]
