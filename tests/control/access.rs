@@ -72,6 +72,16 @@ fn roles_are_kept_and_certificates_that_are_not_good_are_turned_away() {
     let image = guarded.place.image("image");
     let protect = ["vm", "protect", "d", "web", "--disk", &format!("root={}", image.display())];
     assert!(ask("operator", &protect).bad(8).contains("protect.image_dirs"));
+    // Nor has it programs run at the other site.
+    let remote = guarded.place.path("remote.json");
+    let book = "[[scripts_before]]\ncommand = ['/bin/true']\n";
+    std::fs::write(&remote, serde_json::json!({ "runbook": book }).to_string()).unwrap();
+    let complete = ["failover", "complete", "d", "--planned", "--resume-remote", "/srv", "--remote-settings"];
+    let complete = [&complete[..], &[remote.to_str().unwrap(), "--yes", "d"]].concat();
+    let told = ask("operator", &complete).bad(8);
+    assert!(told.contains("runs programs needs admin"), "{told}");
+    assert!(ask("viewer", &complete).bad(8).contains("needs operator"));
+    assert!(ask("admin", &complete).bad(9).contains("there is no domain d"), "an admin is asked what it is about");
     assert!(ask("viewer", &["domain", "delete", "d", "--yes", "d"]).bad(8).contains("needs admin"));
     assert!(ask("stranger", &["site", "show"]).bad(8).contains("\"CN=stranger,O=Example\" has no role"));
     for name in ["late", "early", "wrong-use"] {

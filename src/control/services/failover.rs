@@ -201,10 +201,7 @@ impl Services {
         if !request_id.is_empty() && uuid::Uuid::parse_str(&request_id).is_err() {
             return Err(Fault::field("request_id", "must be a UUID, or empty"));
         }
-        if caller.role < Role::Admin && sends_programs(&wish) {
-            let why = "its runbook for the other site runs programs there, which is for admins to say";
-            return Err(Error::new(ErrorKind::Denied, why).into());
-        }
+        may_send(caller, &wish)?;
         let (app, who, subject) = (Arc::clone(&self.app), caller.clone(), wish.domain().to_string());
         let asked = Asked { wish, token, request_id };
         self.app.act(caller, action, &subject, async move { begin(&app, &who, asked).await }).await
@@ -324,14 +321,23 @@ fn kind_of(direction: Direction) -> RunbookKind {
     }
 }
 
-/// A runbook that goes to the other site with it runs programs there.
-fn sends_programs(wish: &Wish) -> bool {
+/// Programs are run only by what an admin said, also at the other site.
+fn may_send(caller: &Caller, wish: &Wish) -> Done<()> {
     let remote = match wish {
         Wish::Plan(plan) => &plan.options.resume_remote,
         Wish::Complete(complete) => &complete.resume_remote,
-        Wish::HandOver(_) | Wish::Forget(_) => return false,
+        Wish::HandOver(_) | Wish::Forget(_) => return Ok(()),
     };
-    remote.as_ref().and_then(|remote| remote.runbook.as_ref()).is_some_and(failover::Runbook::runs_programs)
+    let runbook = remote.as_ref().and_then(|remote| remote.runbook.as_ref());
+    if caller.role < Role::Admin && runbook.is_some_and(failover::Runbook::runs_programs) {
+        let why = format!(
+            "{} is {}: a runbook for the other site that runs programs needs admin",
+            caller.name,
+            caller.role.word()
+        );
+        return Err(Error::new(ErrorKind::Denied, why).into());
+    }
+    Ok(())
 }
 
 /// The same wish, with the loss accepted, as long as the domain is this owner's.
@@ -372,6 +378,7 @@ fn act_of(wish: &Wish) -> String {
 }
 
 async fn look(app: &Appliance, caller: &Caller, wish: &Wish) -> Done<Told> {
+    may_send(caller, wish)?;
     let about = log_context::call(&caller.name, &act_of(wish), Some(wish.domain().as_str()));
     let planned = app.engine.plan(&accepting(wish, None)).instrument(about).await?;
     let wrong = planned.findings.iter().any(|found| found.severity == Grave::Error);
