@@ -4,7 +4,7 @@
 //! under way stands in the catalog. Invariants: a move is shown for as long as whoever works on it holds it; at most one of
 //! each VM; rates and time left come from what was measured.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::proto;
@@ -30,6 +30,8 @@ pub(crate) struct Moves {
     under_way: Mutex<BTreeMap<(Name, Name), Known>>,
     /// Why the last try of a move did not come to its end.
     troubles: Mutex<BTreeMap<(Name, Name), String>>,
+    /// Those that are gone on with in the background.
+    kept_on: Mutex<BTreeSet<(Name, Name)>>,
 }
 
 #[derive(Debug)]
@@ -58,6 +60,17 @@ impl Moves {
     /// What is behind the lock is whole at any moment.
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(Name, Name), Known>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A move is gone on with in the background from now on; whether it was not before: one of each VM is enough. Whoever asks
+    /// has the domain's turn, as has who [ends](Self::end_keeping_on) it.
+    pub(crate) fn keep_on(&self, domain: &Name, vm: &Name) -> bool {
+        self.kept_on.lock().unwrap_or_else(PoisonError::into_inner).insert((domain.clone(), vm.clone()))
+    }
+
+    /// It is not gone on with any more.
+    pub(crate) fn end_keeping_on(&self, domain: &Name, vm: &Name) {
+        self.kept_on.lock().unwrap_or_else(PoisonError::into_inner).remove(&(domain.clone(), vm.clone()));
     }
 
     /// What is wrong with a move that is not done; `None` once it is.
@@ -225,5 +238,8 @@ mod tests {
         assert!(moves.troubles(&name("other")).is_empty());
         moves.trouble(&d, &web, None);
         assert!(moves.troubles(&d).is_empty());
+        assert!(moves.keep_on(&d, &web) && !moves.keep_on(&d, &web), "one is enough");
+        moves.end_keeping_on(&d, &web);
+        assert!(moves.keep_on(&d, &web));
     }
 }

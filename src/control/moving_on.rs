@@ -37,10 +37,12 @@ pub(crate) async fn go_on(app: Arc<Appliance>) {
     }
 }
 
-/// Goes on with the move of a VM in the background.
+/// Goes on with the move of a VM in the background, unless that is done already. Whoever asks has the domain's turn, or is the
+/// only one there is.
 pub(super) fn go_on_with(app: &Arc<Appliance>, record: &DomainRecord, vm: &VmSource) {
-    // One that is gone on with already is seen to have ended by the later one: each try looks first.
-    tokio::spawn(keep_on(Arc::clone(app), record.clone(), vm.clone()));
+    if app.moves.keep_on(&record.name, &vm.name) {
+        tokio::spawn(keep_on(Arc::clone(app), record.clone(), vm.clone()));
+    }
 }
 
 async fn keep_on(app: Arc<Appliance>, record: DomainRecord, vm: VmSource) {
@@ -52,6 +54,8 @@ async fn keep_on(app: Arc<Appliance>, record: DomainRecord, vm: VmSource) {
         match move_again(&app, &record, &vm).await {
             Ok(done) => {
                 app.moves.trouble(&domain, &vm.name, None);
+                // With the turn still held: who has it next may ask anew.
+                app.moves.end_keeping_on(&domain, &vm.name);
                 if let Some(done) = done {
                     app.note(SELF, done, domain.as_str(), Ok(()), vm.name.as_str()).await;
                 }
