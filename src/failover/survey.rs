@@ -76,6 +76,10 @@ pub struct Survey {
     pub datastore: Space,
     /// The directory of the replication log.
     pub log_store: Space,
+    /// Where the log of the protection is that follows a take-over.
+    pub protect_log: Space,
+    /// Bytes that it takes in all.
+    pub protect_log_bytes: u64,
     /// Bytes of the largest segment that can come: the log must hold two.
     pub largest_segment: u64,
     /// Bytes of maps and bitmaps that the domain's disks need.

@@ -306,6 +306,10 @@ impl Check<'_> {
         };
         let same = survey.datastore.device == survey.log_store.device;
         let log = if same { self.new_log_bytes() } else { 0 };
+        let log = match survey.datastore.device == survey.protect_log.device {
+            true => log.saturating_add(self.new_protect_log_bytes()),
+            false => log,
+        };
         // What an earlier try left there is gone on with.
         let need = of_part(|v| v.fetch_bytes).saturating_sub(survey.datastore.held_bytes).saturating_add(log);
         let grown = of_part(|v| v.logical_bytes).saturating_sub(survey.datastore.held_bytes).saturating_add(log);
@@ -316,6 +320,35 @@ impl Check<'_> {
         } else if free < grown {
             let text = format!("{free} bytes are free, disks and log can grow by {grown}");
             self.warning(Stage::Failover, "datastore", text, "make room before guests fill their disks");
+        }
+    }
+
+    /// Bytes that the log of the protection takes which follows, where it does not exist yet.
+    fn new_protect_log_bytes(&self) -> u64 {
+        let takes = self.plan.takes_over(self.act);
+        if takes { self.survey.protect_log_bytes.saturating_sub(self.survey.protect_log.held_bytes) } else { 0 }
+    }
+
+    /// Room for the protection that follows: past the point of no return it is too late to look for it.
+    fn protect_log(&mut self) {
+        let (survey, need) = (self.survey, self.new_protect_log_bytes());
+        if need == 0 {
+            return;
+        }
+        let shares = |other: &Space| survey.protect_log.device == other.device;
+        let log = if shares(&survey.log_store) { self.new_log_bytes() } else { 0 };
+        let free = survey.protect_log.free_bytes.saturating_sub(log);
+        match &survey.protect_log.problem {
+            Some(why) => {
+                let text = format!("the log of the protection that follows has no place: {why}");
+                self.error(Stage::Dr, "log_store", text, "mend that directory (protect.log_store in the settings)");
+            }
+            None if free < need => {
+                let text =
+                    format!("the log of the protection that follows takes {need} bytes, and {free} are free for it");
+                self.error(Stage::Dr, "log_store", text, "make room there (protect.log_store and protect.log_size)");
+            }
+            None => {}
         }
     }
 
@@ -449,6 +482,7 @@ impl Check<'_> {
             }
             (None, true) => {}
         }
+        self.protect_log();
         self.sizes(dr);
     }
 

@@ -36,6 +36,13 @@ impl SiteWorld {
             appliances: vec![self.settings.site.to_string()],
             datastore: self.space(&plan.failover.datastore, &plan.failover.datastore.join(domain.key())).await,
             log_store: self.space(&plan.dr.log_store, &crate::log::log_path(&plan.dr.log_store, domain)).await,
+            protect_log: {
+                let state = &self.settings.protect.log_store;
+                // It is made by the first protection.
+                let there = state.ancestors().find(|dir| dir.is_dir()).unwrap_or(state);
+                self.space(there, &crate::log::log_path(&state.join(domain.key()), domain)).await
+            },
+            protect_log_bytes: self.settings.protect.log_size,
             runs_remote_scripts: self.settings.failover.runs_remote_scripts,
             ..Survey::default()
         };

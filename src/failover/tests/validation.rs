@@ -55,6 +55,8 @@ fn survey() -> Survey {
         networks: Some(vec!["vm-net".into()]),
         datastore: space(1),
         log_store: space(2),
+        protect_log: space(3),
+        protect_log_bytes: 1 << 30,
         largest_segment: 64 << 20,
         metadata_bytes: 1 << 20,
         least_memory: 64 << 20,
@@ -171,6 +173,22 @@ const CASES: &[Case] = &[
     (|p, _| p.dr.log_size = 1, "dr.log_size: 1 bytes are too few"),
     (|_, s| s.log_store.free_bytes = 1, "dr.log_size: 1 bytes are free there"),
     (|_, s| s.log_store.problem = Some("read-only".into()), "dr.log_store: /log: read-only"),
+    (
+        |_, s| s.protect_log.free_bytes = 7,
+        "the log of the protection that follows takes 1073741824 bytes, and 7 are free for it",
+    ),
+    (
+        |p, s| {
+            (s.protect_log.device, s.protect_log.free_bytes) = (s.log_store.device, 1 << 30);
+            p.dr.log_size = 1 << 30;
+        },
+        "and 0 are free for it",
+    ),
+    (|_, s| s.protect_log.problem = Some("read-only".into()), "the protection that follows has no place: read-only"),
+    (
+        |_, s| (s.protect_log.device, s.datastore.free_bytes) = (1, 3 << 29),
+        "1610612736 bytes are free, 3221225472 are needed",
+    ),
     (|p, _| p.dr.metadata_size = 1, "dr.metadata_size"),
     (|p, _| p.dr.memory = 1, "dr.memory"),
     (|p, _| p.options.release_limit_seconds = 0, "release_limit_seconds"),
