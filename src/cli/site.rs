@@ -32,8 +32,13 @@ impl Site {
         let SiteCommand::Show(show) = self.command;
         let mut client = show.appliance.connect().await?.site();
         let site = answered(client.get_site(GetSiteRequest {}).await)?;
+        let hypervisor = match site.hypervisor_problem.as_str() {
+            "" => format!("VMs run on: {}", site.hypervisor),
+            why => format!("no VM can be started: {why}"),
+        };
         let text = format!(
-            "site {}, freshet {}, since {}\n{} storage sites, {} domains, {} of them served here\nyou are {}, {}",
+            "site {}, freshet {}, since {}\n{} storage sites, {} domains, {} of them served here\n\
+             {hypervisor}\nyou are {}, {}",
             site.site,
             site.version,
             when(site.started.as_ref()),

@@ -349,11 +349,14 @@ fn make_private(dir: &std::path::Path) -> Result<()> {
     made.io_context(|| format!("make {}", dir.display()))
 }
 
-/// What the settings name, or one that says that they name none.
+/// What the settings name, or one that says that they name none. Nothing is run or looked for: see [`Hypervisor::ready`].
+///
+/// # Errors
+/// `Invalid` for settings that are wrong in themselves.
 fn hypervisor(settings: &Settings) -> Result<Arc<dyn Hypervisor>> {
     Ok(match &settings.hypervisor {
         HypervisorSettings::Exec(exec) => Arc::new(ExecDriver::new(exec.clone())?),
-        HypervisorSettings::Qemu(qemu) => Arc::new(QemuDriver::new(qemu.clone())?),
+        HypervisorSettings::Qemu(qemu) => Arc::new(QemuDriver::new(qemu.clone())),
         HypervisorSettings::Libvirt(libvirt) => Arc::new(LibvirtDriver::new(libvirt.clone())?),
         HypervisorSettings::None => Arc::new(NoHypervisor),
     })

@@ -1,11 +1,13 @@
-//! Guests that run here, looked at now and then: one that panicked, stands still or ended by itself is told.
+//! Guests that run here, and what runs them, looked at now and then: one that panicked, stands still or ended by itself is
+//! told, and so is a hypervisor that cannot be used.
 //!
-//! Owns what the last look found. It starts and ends no guest; that is for an operator. Its bounds: each guest is asked
-//! within a time, some side by side, and what is told of one is as long as its driver makes it.
+//! Owns what the last look found. It starts and ends no guest; that is for an operator. Exports do not wait for a
+//! hypervisor that is missing: it is looked for again until it is there. Its bounds: the hypervisor and each guest are
+//! asked within a time, some guests side by side, and what is told of one is as long as its driver makes it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 
@@ -17,6 +19,8 @@ use crate::ids::Name;
 
 /// Time between two looks.
 const PAUSE: Duration = Duration::from_secs(2);
+/// The same at a hypervisor that could be used the last time.
+const READY_PAUSE: Duration = Duration::from_secs(10);
 /// Longest wait for what is told of one guest.
 const WITHIN: Duration = Duration::from_secs(10);
 /// Guests that are looked at side by side.
@@ -26,21 +30,54 @@ type Troubles = BTreeMap<(Name, Name), String>;
 /// Each with its domain, in words.
 type Told = Vec<(Name, String)>;
 
-/// What is wrong with guests, by domain and VM.
+/// What is wrong with guests, by domain and VM, and with what runs them.
 #[derive(Debug, Default)]
-pub(crate) struct Guests(Mutex<Troubles>);
+pub(crate) struct Guests {
+    troubles: Mutex<Troubles>,
+    hypervisor: Mutex<Option<Looked>>,
+}
+
+/// A look at the hypervisor.
+#[derive(Debug, Clone)]
+struct Looked {
+    at: Instant,
+    /// Why it cannot be used, where it cannot.
+    problem: Option<String>,
+}
 
 impl Guests {
+    /// Whether the hypervisor could be used at the last look, or why not; `None` before the first.
+    pub(crate) fn hypervisor(&self) -> Option<Result<(), String>> {
+        let looked = self.hypervisor.lock().unwrap_or_else(PoisonError::into_inner);
+        looked.as_ref().map(|looked| looked.problem.clone().map_or(Ok(()), Err))
+    }
+
+    /// Whether it is time to look at the hypervisor again.
+    fn is_due(&self, now: Instant) -> bool {
+        let looked = self.hypervisor.lock().unwrap_or_else(PoisonError::into_inner);
+        looked
+            .as_ref()
+            .is_none_or(|looked| looked.problem.is_some() || now.saturating_duration_since(looked.at) >= READY_PAUSE)
+    }
+
+    /// Takes what was found of the hypervisor; `Some` where that is news, with the reason where it cannot be used.
+    fn found(&self, at: Instant, problem: Option<String>) -> Option<Option<String>> {
+        let mut looked = self.hypervisor.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = looked.replace(Looked { at, problem: problem.clone() });
+        let was = before.is_some_and(|before| before.problem.is_some());
+        (was != problem.is_some()).then_some(problem)
+    }
+
     /// What is wrong with guests of a domain, each with its VM.
     pub(crate) fn of(&self, domain: &Name) -> Vec<String> {
-        let troubles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
         let own = troubles.iter().filter(|((of, _), _)| of == domain);
         own.map(|((_, vm), why)| format!("VM {vm}: {why}")).collect()
     }
 
     /// Takes what was found now; what of it is new, and what is over.
     fn replace(&self, found: Troubles) -> (Told, Told) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
         let told = |(key, why): (&(Name, Name), &String)| (key.0.clone(), format!("VM {}: {why}", key.1));
         let new = found.iter().filter(|(key, _)| !known.contains_key(*key)).map(told).collect();
         let over = known.iter().filter(|(key, _)| !found.contains_key(*key)).map(told).collect();
@@ -62,7 +99,32 @@ impl Appliance {
         }
     }
 
+    async fn look_at_the_hypervisor(&self) {
+        if !self.guests.is_due(Instant::now()) {
+            return;
+        }
+        let hypervisor = self.world.hypervisor();
+        let problem = match tokio::time::timeout(WITHIN, hypervisor.ready()).await {
+            Ok(ready) => ready.err().map(|error| error.to_string()),
+            Err(_) => Some(format!("{} does not answer within {} s", hypervisor.describe(), WITHIN.as_secs())),
+        };
+        match self.guests.found(Instant::now(), problem) {
+            Some(Some(why)) => {
+                tracing::error!("the hypervisor cannot be used, and is looked for again: {why}");
+                self.note(SELF, "hypervisor not ready", "", Err("unreachable"), &why).await;
+            }
+            Some(None) => self.note(SELF, "hypervisor ready", "", Ok(()), &hypervisor.describe()).await,
+            None => {}
+        }
+    }
+
+    /// Why the VMs of a domain that are here cannot be started or moved, where that is so.
+    pub(crate) fn hypervisor_problem(&self) -> Option<String> {
+        self.guests.hypervisor()?.err()
+    }
+
     async fn look_at_guests(&self) -> Result<()> {
+        self.look_at_the_hypervisor().await;
         let all = self.catalog.call(|db| {
             let mut all = Vec::new();
             for domain in catalog::protected_domains(db)? {
@@ -97,6 +159,22 @@ impl Appliance {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hypervisor_that_is_missing_is_looked_for_often_and_told_of_once() {
+        let (guests, began) = (Guests::default(), Instant::now());
+        assert_eq!(guests.hypervisor(), None);
+        assert!(guests.is_due(began));
+        assert_eq!(guests.found(began, None), None, "it is no news that it is there");
+        assert_eq!(guests.hypervisor(), Some(Ok(())));
+        assert!(!guests.is_due(began + PAUSE) && guests.is_due(began + READY_PAUSE));
+        assert_eq!(guests.found(began, Some("gone".to_owned())), Some(Some("gone".to_owned())));
+        assert!(guests.is_due(began), "each look looks for it");
+        assert_eq!(guests.found(began, Some("gone still".to_owned())), None);
+        assert_eq!(guests.hypervisor(), Some(Err("gone still".to_owned())));
+        assert_eq!(guests.found(began, None), Some(None));
+        assert_eq!(guests.hypervisor(), Some(Ok(())));
+    }
 
     #[test]
     fn each_trouble_is_new_once_and_over_once() {

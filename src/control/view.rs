@@ -182,6 +182,9 @@ impl Appliance {
 
     /// From the moves that are under way. A VM that is not served yet is shown for its move alone.
     fn fill_moves(&self, view: &mut proto::Domain, record: &DomainRecord) {
+        if let Some(why) = self.hypervisor_problem().filter(|_| self.hosting.get(&record.name).is_some()) {
+            view.problems.push(format!("no VM can be started here: {why}"));
+        }
         for (vm, shown) in self.moves.of(&record.name) {
             let at = view.vms.iter().position(|one| one.name == vm.as_str()).unwrap_or_else(|| {
                 let status = ProtectionStatus::Initializing.into();

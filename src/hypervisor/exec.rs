@@ -25,6 +25,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -32,9 +33,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::subprocess::{CommandEnd, RunCommand};
+use super::subprocess::{CommandEnd, RunCommand, find_program};
 use super::{Hypervisor, MAX_ADDRESSES, OffEvidence, PowerState, VmEntry, VmSpec};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::ids::Name;
 
 /// Version of what is said.
@@ -226,6 +227,11 @@ fn kind_of(code: i32) -> ErrorKind {
 impl Hypervisor for ExecDriver {
     fn describe(&self) -> String {
         format!("the hypervisor behind {}", self.settings.command[0])
+    }
+
+    async fn ready(&self) -> Result<()> {
+        let advice = "the hypervisor's command cannot be run: set hypervisor.command in the settings";
+        find_program(Path::new(&self.settings.command[0])).while_doing(|| advice)
     }
 
     async fn inventory(&self) -> Result<Vec<VmEntry>> {

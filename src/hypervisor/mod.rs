@@ -54,6 +54,15 @@ pub trait Hypervisor: Send + Sync {
     /// What it is, for messages.
     fn describe(&self) -> String;
 
+    /// Whether it can be used at all, as far as that is told without asking about a VM. A driver exists before what it
+    /// drives does: exports of guests that run must not wait for a program that is missing.
+    ///
+    /// # Errors
+    /// `Unreachable`, or what is wrong, with what to do about it.
+    async fn ready(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Moves disks of VMs that it runs already, where it can.
     fn guest_disks(&self) -> Option<&dyn GuestDisks> {
         None

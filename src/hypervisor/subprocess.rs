@@ -17,7 +17,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -135,6 +135,21 @@ pub(super) fn program_file(name: &str) -> Result<PathBuf> {
     };
     let missing = || Error::new(ErrorKind::NotFound, format!("run {name}: there is none in {COMMAND_PATH}"));
     files.into_iter().find(may_be_run).ok_or_else(missing)
+}
+
+/// Looks whether a program is there and may be run.
+///
+/// # Errors
+/// `Unreachable`, naming it: it may be there later.
+pub(super) fn find_program(program: &Path) -> Result<()> {
+    let missing = |why: String| Error::new(ErrorKind::Unreachable, format!("program {} {why}", program.display()));
+    let file = program_file(&program.to_string_lossy()).map_err(|e| missing(format!("cannot be run: {e}")))?;
+    match std::fs::metadata(&file) {
+        Err(e) => Err(missing(format!("cannot be run: {e}"))),
+        Ok(there) if !there.is_file() => Err(missing("is no file".to_owned())),
+        Ok(there) if there.permissions().mode() & 0o111 == 0 => Err(missing("may not be run by anybody".to_owned())),
+        Ok(_) => Ok(()),
+    }
 }
 
 /// Tells the thread of a command that nobody waits for it any more.

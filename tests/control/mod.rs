@@ -17,6 +17,7 @@ mod libvirt_disks;
 mod libvirt_refused;
 mod live;
 mod logs;
+mod no_hypervisor;
 mod outsider;
 mod qemu;
 mod quiesce;

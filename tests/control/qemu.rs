@@ -82,7 +82,7 @@ impl<'p> Guests<'p> {
             ..QemuSettings::plain(place.path(&format!("{at}-vms")), PathBuf::from(QEMU))
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Guests { site, driver: QemuDriver::new(own).unwrap(), runtime }
+        Guests { site, driver: QemuDriver::new(own), runtime }
     }
 
     /// The appliance is killed, and another one started.

@@ -212,8 +212,7 @@ async fn a_guest_reads_its_addresses_and_its_agent_tells_them() {
         limit: LONG,
         poll: Duration::from_millis(50),
         ..QemuSettings::plain(vms.clone(), PathBuf::from(QEMU))
-    })
-    .unwrap();
+    });
     driver.define(&spec).await.unwrap();
     let limit = Duration::from_secs(30);
     assert_eq!(driver.agent(&spec.name, false, limit).await.unwrap(), None, "it is off");

@@ -92,7 +92,7 @@ fn a_guest_under_qemu_boots_by_the_firmware_of_this_site_and_keeps_its_variables
             poll: Duration::from_millis(50),
             ..QemuSettings::plain(place.path("vms"), PathBuf::from(freshet::demo::guest::QEMU))
         };
-        let driver = QemuDriver::new(own).unwrap();
+        let driver = QemuDriver::new(own);
         let console = Console(place.path("vms/web/console"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let test = async {

@@ -26,6 +26,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use super::appliance::Appliance;
+use super::settings::HypervisorSettings;
 use super::world::Seen;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::{Task, TaskState};
@@ -125,6 +126,10 @@ async fn gather(app: &Appliance) -> Result<String> {
     page.set("freshet_info", &[app.site().as_str(), env!("CARGO_PKG_VERSION")], 1.0);
     page.set("freshet_start_time_seconds", &[], figure(app.started.millis()) / 1000.0);
     let records = app.catalog.call(|db| super::catalog::DomainRecord::list(db, "", usize::MAX)).await?;
+    let has_hypervisor = app.settings.hypervisor != HypervisorSettings::None;
+    if let Some(ready) = app.guests.hypervisor().filter(|_| has_hypervisor) {
+        page.set("freshet_hypervisor_ready", &[], f64::from(u8::from(ready.is_ok())));
+    }
     for (record, view) in records.iter().zip(app.views(&records).await) {
         let domain = record.name.as_str();
         let words = (super::view::mode_words(view.mode()), super::view::status_words(view.status()));

@@ -57,6 +57,12 @@ pub const METRICS: &[Metric] = &[
     gauge("freshet_info", "", &["site", "version"], "Always 1"),
     gauge("freshet_start_time_seconds", "seconds", &[], "When the appliance started, since 1970"),
     gauge("freshet_domain_info", "", &["domain", "store", "mode", "status"], "Always 1; mode and status in words"),
+    gauge(
+        "freshet_hypervisor_ready",
+        "",
+        &[],
+        "1 while what runs guests here can be used; absent where none is set up",
+    ),
     gauge("freshet_domain_rpo_seconds", "seconds", DOMAIN, "What would be lost now; absent where a VM has no point"),
     gauge("freshet_domain_point", "", DOMAIN, "Newest point that is part of the domain"),
     gauge("freshet_domain_captured_point", "", DOMAIN, "Newest segment that was cut here"),

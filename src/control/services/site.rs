@@ -28,6 +28,8 @@ impl SiteService for Services {
             protections: small(app.hosting.all().len()),
             caller: caller.name,
             role: caller.role.word().to_owned(),
+            hypervisor: app.world.hypervisor_here().describe(),
+            hypervisor_problem: app.hypervisor_problem().unwrap_or_default(),
         }))
     }
 }

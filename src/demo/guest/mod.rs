@@ -179,7 +179,7 @@ impl Demo {
         let (at, built, names) = (dir.clone(), kernel, vms.clone());
         super::blocking(move || build(&at, &built, &names)).await?;
         progress.stage("try what guests can run on");
-        let probe = QemuDriver::new(crate::hypervisor::QemuSettings::plain(dir.join("probe"), QEMU.into()))?;
+        let probe = QemuDriver::new(crate::hypervisor::QemuSettings::plain(dir.join("probe"), QEMU.into()));
         let kvm = probe.has_kvm().await?;
         let site = |name| Site::new(name, &dir, &request.program, kvm, &vms, cancel.clone());
         let report = GuestDemoReport { dir: dir.clone(), hypervisor: probe.describe(), ..GuestDemoReport::default() };

@@ -84,7 +84,7 @@ impl Site {
         let text = text(name, &own, &settings, &ways);
         let path = own.join("freshet.toml");
         std::fs::write(&path, text).io_context(|| format!("write {}", path.display()))?;
-        let driver = QemuDriver::new(settings)?;
+        let driver = QemuDriver::new(settings);
         Ok(Site { name, dir: own, program: program.to_owned(), child: None, ways, driver, cancel })
     }
 

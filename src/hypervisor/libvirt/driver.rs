@@ -286,6 +286,10 @@ impl Hypervisor for LibvirtDriver {
         format!("libvirt at {}", self.virsh.settings.uri)
     }
 
+    async fn ready(&self) -> Result<()> {
+        self.look_at_all().await.map(drop)
+    }
+
     fn guest_disks(&self) -> Option<&dyn GuestDisks> {
         Some(self)
     }

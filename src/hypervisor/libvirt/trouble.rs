@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use tokio::sync::MutexGuard;
+
 use super::LibvirtDriver;
 use crate::error::Result;
 use crate::ids::Name;
@@ -59,13 +61,18 @@ fn meaning(state: State) -> Option<&'static str> {
 }
 
 impl LibvirtDriver {
-    async fn state_of(&self, vm: &Name) -> Result<Option<State>> {
+    /// The states of all VMs, as of a second ago or less.
+    pub(super) async fn look_at_all(&self) -> Result<MutexGuard<'_, Seen>> {
         let mut seen = self.seen.lock().await;
         if seen.at.is_none_or(|at| at.elapsed() > FRESH) {
             let states = parse(&self.virsh.ask(&["domstats", "--state"]).await?);
             *seen = Seen { at: Some(Instant::now()), states };
         }
-        Ok(seen.states.get(vm.as_str()).copied())
+        Ok(seen)
+    }
+
+    async fn state_of(&self, vm: &Name) -> Result<Option<State>> {
+        Ok(self.look_at_all().await?.states.get(vm.as_str()).copied())
     }
 
     pub(super) async fn trouble_of(&self, vm: &Name) -> Result<Option<String>> {

@@ -47,6 +47,7 @@ use self::command::{AGENT, CONSOLE, MONITOR, UEFI_VARS};
 use self::folder::{Folder, LOG, Moving};
 use self::process::Ends;
 use self::qmp::Qmp;
+use super::subprocess::find_program;
 use super::{BY_SEED, Hypervisor, OffEvidence, PowerState, Seed, VmEntry, VmSpec, seed};
 use crate::error::{Error, ErrorKind, IoResultExt, Result, ResultExt};
 use crate::ids::Name;
@@ -76,16 +77,27 @@ pub struct QemuDriver {
 }
 
 impl QemuDriver {
-    /// A driver with these settings; makes its folder.
-    ///
-    /// # Errors
-    /// What making it says; `NotFound` where the program is not there.
-    pub fn new(settings: QemuSettings) -> Result<QemuDriver> {
+    /// A driver with these settings. Nothing is run or looked for yet: guests that run are known by their folders alone.
+    pub fn new(settings: QemuSettings) -> QemuDriver {
+        QemuDriver { settings, ends: Ends::default(), finding: OnceCell::new(), said: Mutex::default() }
+    }
+
+    /// Makes the folder of VMs, where it is not there.
+    fn make_dir(&self) -> Result<()> {
         use std::os::unix::fs::DirBuilderExt;
-        std::fs::metadata(&settings.program).io_context(|| format!("QEMU {}", settings.program.display()))?;
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&settings.dir);
-        made.io_context(|| format!("make {}", settings.dir.display()))?;
-        Ok(QemuDriver { settings, ends: Ends::default(), finding: OnceCell::new(), said: Mutex::default() })
+        let dir = &self.settings.dir;
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.map_err(|e| {
+            let why = format!("make {}, the folder of VMs (qemu.dir in the settings)", dir.display());
+            Error::with_source(ErrorKind::Unreachable, why, e)
+        })
+    }
+
+    /// Refuses what needs the program or the folder while one of them is missing.
+    fn must_be_ready(&self) -> Result<()> {
+        self.make_dir()?;
+        let advice = "QEMU cannot be used: install it, or set qemu.program in the settings";
+        find_program(&self.settings.program).while_doing(|| advice)
     }
 
     fn folder(&self, vm: &Name) -> Folder {
@@ -110,6 +122,7 @@ impl QemuDriver {
     }
 
     async fn finding(&self) -> Result<&Finding> {
+        self.must_be_ready()?;
         let found = self.finding.get_or_try_init(|| accel::find(&self.settings)).await?;
         Ok(found)
     }
@@ -117,7 +130,7 @@ impl QemuDriver {
     /// Whether guests have the processor's own virtualisation here.
     ///
     /// # Errors
-    /// What writing the probe guest says.
+    /// `Unreachable` where there is no QEMU; what writing the probe guest says.
     pub async fn has_kvm(&self) -> Result<bool> {
         Ok(self.finding().await?.kvm)
     }
@@ -295,7 +308,12 @@ impl Hypervisor for QemuDriver {
         }
     }
 
+    async fn ready(&self) -> Result<()> {
+        self.must_be_ready()
+    }
+
     async fn inventory(&self) -> Result<Vec<VmEntry>> {
+        self.make_dir()?;
         let dir = &self.settings.dir;
         let mut vms = Vec::new();
         for entry in std::fs::read_dir(dir).io_context(|| format!("read {}", dir.display()))?.flatten() {
@@ -320,6 +338,7 @@ impl Hypervisor for QemuDriver {
     }
 
     async fn define(&self, spec: &VmSpec) -> Result<()> {
+        self.must_be_ready()?;
         self.may_define(spec).await?;
         let folder = self.folder(&spec.name);
         let seed = seed_of(spec)?;
@@ -339,6 +358,7 @@ impl Hypervisor for QemuDriver {
     }
 
     async fn would_refuse(&self, specs: &[VmSpec]) -> Result<Vec<(Name, String)>> {
+        self.must_be_ready()?;
         let mut out = Vec::new();
         for spec in specs {
             let refused = self.may_define(spec).await.err();
@@ -361,6 +381,7 @@ impl Hypervisor for QemuDriver {
             // Perhaps one that a start before this one left without an answer.
             return self.until_running(vm, &folder).await;
         }
+        self.must_be_ready()?;
         if let Some(moving) = folder.moving()? {
             let why = format!("VM {vm} ended while its disk {} was moved to {}", moving.disk, moving.uri);
             let remedy = "either place may have its newest writes; define it again with the disk that has";

@@ -41,13 +41,13 @@ impl Rig {
     fn new(what: &str) -> Option<Rig> {
         let program = qemu(what)?;
         let dir = tempfile::tempdir().unwrap();
-        let driver = QemuDriver::new(settings(dir.path(), &program)).unwrap();
+        let driver = QemuDriver::new(settings(dir.path(), &program));
         Some(Rig { dir, driver })
     }
 
     /// A driver as the next process of an appliance has it.
     fn again(&mut self) {
-        self.driver = QemuDriver::new(self.driver.settings.clone()).unwrap();
+        self.driver = QemuDriver::new(self.driver.settings.clone());
     }
 
     fn image(&self, name: &str, code: &[u8]) -> String {
@@ -272,4 +272,35 @@ async fn a_move_that_was_cut_off_is_settled_by_where_the_guest_is() {
     rig.driver.define(&folder.read().unwrap().unwrap()).await.unwrap();
     rig.driver.start(&vm).await.unwrap();
     rig.driver.power_off(&vm).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_program_that_goes_away_keeps_nobody_from_ending_a_guest_that_runs() {
+    let Some(mut rig) = Rig::new("a program that goes away") else { return };
+    let (real, link) = (rig.driver.settings.program.clone(), rig.dir.path().join("qemu"));
+    let missing = |ended: Result<()>| {
+        let error = ended.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+        assert!(error.to_string().contains("qemu.program"), "{error}");
+    };
+    rig.driver = QemuDriver::new(QemuSettings { program: link.clone(), ..rig.driver.settings.clone() });
+    missing(rig.driver.ready().await);
+    assert_eq!(rig.driver.inventory().await.unwrap(), []);
+    missing(rig.driver.define(&samples::spec("shop", "web")).await);
+    missing(rig.driver.would_refuse(&[]).await.map(drop));
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    rig.driver.ready().await.unwrap();
+    let vm = rig.runs("web", OBEYS).await;
+    std::fs::remove_file(&link).unwrap();
+    missing(rig.driver.ready().await);
+    assert_eq!(rig.driver.state(&vm).await.unwrap(), PowerState::Running);
+    assert!(rig.driver.shutdown(&vm, PATIENCE).await.unwrap());
+    assert!(rig.driver.off_evidence(&vm).await.unwrap().off);
+    missing(rig.driver.start(&vm).await);
+    // A folder that cannot be made is told as well.
+    std::fs::write(rig.dir.path().join("file"), "x").unwrap();
+    let dir = rig.dir.path().join("file/vms");
+    let driver = QemuDriver::new(QemuSettings { dir, program: real, ..rig.driver.settings.clone() });
+    let error = driver.ready().await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Unreachable && error.to_string().contains("qemu.dir"), "{error}");
 }
