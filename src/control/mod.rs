@@ -11,7 +11,7 @@
 //! | `settings` | `freshet.toml` |
 //! | `catalog` | what is remembered |
 //! | `serve`, `listen` | the order of starting and ending; sockets |
-//! | `access`, `fault`, `confirm`, `turns` | who may call; what errors look like; what is confirmed; whose turn it is |
+//! | `access`, `fault`, `confirm`, `told`, `turns` | who may call; what errors look like; what is confirmed, of what was told; whose turn it is |
 //! | `appliance` | what the services share, and the rules of every act |
 //! | `stores`, `looks`, `hosting`, `view` | open stores; what was seen in them; protections that run; domains as they are shown |
 //! | `guests` | what is wrong with guests that run here |
@@ -58,6 +58,7 @@ mod socket_group;
 mod stores;
 mod taking_in;
 mod turns;
+mod told;
 mod view;
 mod world;
 

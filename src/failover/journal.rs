@@ -24,6 +24,15 @@ pub struct Abandoned {
     pub why: String,
 }
 
+/// A request that is to begin one task, however often it comes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Once {
+    /// Its id, drawn by whoever asks.
+    pub id: String,
+    /// Digest of what it asks for: the same id with another one is another request.
+    pub digest: String,
+}
+
 /// What a journal holds.
 #[derive(Debug, Default)]
 pub struct Kept {
@@ -42,6 +51,13 @@ pub trait Journal: Send + Sync {
     /// `Internal` where another entry has that number or the one before is missing; `Io`, `Full` where it cannot be kept.
     fn append(&self, task: TaskId, entry: &Entry) -> Result<u64>;
 
+    /// Keeps `entry` as the first of `task`, and that the request `once` began it: both are durable when this returns, or
+    /// neither is kept. The same once more changes nothing.
+    ///
+    /// # Errors
+    /// As [`append`](Journal::append); `Refused` where the request began another task.
+    fn begin(&self, task: TaskId, entry: &Entry, once: &Once) -> Result<u64>;
+
     /// All that it holds.
     ///
     /// # Errors
@@ -55,10 +71,16 @@ pub trait Journal: Send + Sync {
     fn abandon(&self, task: TaskId, abandoned: &Abandoned) -> Result<()>;
 }
 
+/// A request that has begun its task begins no other.
+pub(crate) fn began_another(once: &Once) -> Error {
+    Error::new(ErrorKind::Refused, format!("request {} has begun another task", once.id))
+}
+
 /// A journal in memory, for tests and for trying things out. It keeps the text of entries, as a real one does.
 #[derive(Debug, Default)]
 pub struct MemoryJournal {
     tasks: Mutex<BTreeMap<TaskId, Vec<String>>>,
+    requests: Mutex<BTreeMap<String, TaskId>>,
     abandoned: Mutex<BTreeMap<TaskId, Abandoned>>,
 }
 
@@ -66,6 +88,12 @@ impl MemoryJournal {
     /// An empty one.
     pub fn new() -> MemoryJournal {
         MemoryJournal::default()
+    }
+
+    /// The task that a request began.
+    #[cfg(test)]
+    pub(super) fn began_by(&self, request: &str) -> Option<TaskId> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).get(request).copied()
     }
 
     /// Replaces the text of an entry, as damage would.
@@ -95,6 +123,17 @@ impl Journal for MemoryJournal {
             }
             (None, false) => Err(wrong("does not follow the last")),
         }
+    }
+
+    fn begin(&self, task: TaskId, entry: &Entry, once: &Once) -> Result<u64> {
+        // Held over both: nobody sees one without the other.
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        if requests.get(&once.id).is_some_and(|other| *other != task) {
+            return Err(began_another(once));
+        }
+        let n = self.append(task, entry)?;
+        requests.insert(once.id.clone(), task);
+        Ok(n)
     }
 
     fn load(&self) -> Result<Kept> {

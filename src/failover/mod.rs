@@ -59,7 +59,8 @@ pub use engine::{Engine, EngineSettings, JOURNAL_ATTEMPTS, Planned, Recovered, r
 pub use event::{ENTRY_VERSION, Entry, Event, MAX_ENTRY_LEN, Outcome};
 pub use facts::{DomainFacts, FollowFacts, HandOverRequest, LocalDisks, Owner, PointFacts, VmFacts};
 pub use finding::{Finding, Severity, Stage};
-pub use journal::{Abandoned, Journal, Kept, MemoryJournal};
+pub(crate) use journal::began_another;
+pub use journal::{Abandoned, Journal, Kept, MemoryJournal, Once};
 pub use plan::{
     ApplianceNetworks, DEFAULT_RELEASE_LIMIT, DEFAULT_SHUTDOWN_LIMIT, Direction, DrSettings, FailoverMode,
     FailoverPlan, FailoverSettings, General, Options, PointChoice, RemoteSettings, VmSetting, VmSettings,

@@ -1,6 +1,7 @@
 //! What happened to tasks, one line of text each: [`Journal`] on the catalog.
 //!
-//! Invariant: numbers of a task follow each other from 1; an entry that was acknowledged is durable and never changed.
+//! Invariants: numbers of a task follow each other from 1; an entry that was acknowledged is durable and never changed; a
+//! request id is kept with the first entry of its task, in one transaction.
 
 use std::collections::BTreeMap;
 
@@ -8,32 +9,21 @@ use rusqlite::OptionalExtension;
 
 use super::{Catalog, damaged, failed, millis, time};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
-use crate::failover::{Abandoned, Entry, Journal, Kept, TaskId};
+use crate::failover::{Abandoned, Entry, Journal, Kept, Once, TaskId, began_another};
+use crate::ids::Time;
 
 impl Journal for Catalog {
     fn append(&self, task: TaskId, entry: &Entry) -> Result<u64> {
         let text = entry.to_text()?;
-        let (id, n, at) = (task.to_string(), i64::try_from(entry.n).unwrap_or(i64::MAX), millis(entry.at));
-        let wrong =
-            |why: &str| Err(Error::new(ErrorKind::Internal, format!("task {task}: entry {n} of its journal {why}")));
+        self.call_blocking(|db| append(db, task, entry, &text))
+    }
+
+    fn begin(&self, task: TaskId, entry: &Entry, once: &Once) -> Result<u64> {
+        let text = entry.to_text()?;
         self.call_blocking(|db| {
-            let failed = |e| failed("write the journal", e);
-            let there: Option<String> = db
-                .query_row("SELECT entry FROM journal WHERE task = ?1 AND n = ?2", (&id, n), |row| row.get(0))
-                .optional()
-                .map_err(failed)?;
-            if let Some(there) = there {
-                return if there == text { Ok(entry.n) } else { wrong("is another one") };
-            }
-            let last: i64 = db
-                .query_row("SELECT coalesce(max(n), 0) FROM journal WHERE task = ?1", [&id], |row| row.get(0))
-                .map_err(failed)?;
-            if n != last + 1 {
-                return wrong(&format!("does not follow the last, which is {last}"));
-            }
-            db.execute("INSERT INTO journal (task, n, at, entry) VALUES (?1, ?2, ?3, ?4)", (&id, n, at, &text))
-                .map_err(failed)?;
-            Ok(entry.n)
+            let n = append(db, task, entry, &text)?;
+            note_request(db, once, task, entry.at)?;
+            Ok(n)
         })
     }
 
@@ -47,6 +37,47 @@ impl Journal for Catalog {
             let sql = "INSERT INTO abandoned (task, at, actor, why) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING";
             db.execute(sql, row).map(drop).map_err(|e| failed("write that a task was given up", e))
         })
+    }
+}
+
+fn append(db: &rusqlite::Connection, task: TaskId, entry: &Entry, text: &str) -> Result<u64> {
+    let (id, n, at) = (task.to_string(), i64::try_from(entry.n).unwrap_or(i64::MAX), millis(entry.at));
+    let wrong =
+        |why: &str| Err(Error::new(ErrorKind::Internal, format!("task {task}: entry {n} of its journal {why}")));
+    let failed = |e| failed("write the journal", e);
+    let there: Option<String> = db
+        .query_row("SELECT entry FROM journal WHERE task = ?1 AND n = ?2", (&id, n), |row| row.get(0))
+        .optional()
+        .map_err(failed)?;
+    if let Some(there) = there {
+        return if there == text { Ok(entry.n) } else { wrong("is another one") };
+    }
+    let last: i64 = db
+        .query_row("SELECT coalesce(max(n), 0) FROM journal WHERE task = ?1", [&id], |row| row.get(0))
+        .map_err(failed)?;
+    if n != last + 1 {
+        return wrong(&format!("does not follow the last, which is {last}"));
+    }
+    db.execute("INSERT INTO journal (task, n, at, entry) VALUES (?1, ?2, ?3, ?4)", (&id, n, at, text))
+        .map_err(failed)?;
+    Ok(entry.n)
+}
+
+/// Notes which task a request began.
+fn note_request(db: &rusqlite::Connection, once: &Once, task: TaskId, at: Time) -> Result<()> {
+    let failed = |e| failed("write a request", e);
+    let before: Option<String> = db
+        .query_row("SELECT task FROM request WHERE id = ?1", [&once.id], |row| row.get(0))
+        .optional()
+        .map_err(failed)?;
+    match before {
+        Some(before) if before == task.to_string() => Ok(()),
+        Some(_) => Err(began_another(once)),
+        None => {
+            let sql = "INSERT INTO request (id, task, digest, at) VALUES (?1, ?2, ?3, ?4)";
+            let row = (&once.id, task.to_string(), &once.digest, millis(at));
+            db.execute(sql, row).map(drop).map_err(failed)
+        }
     }
 }
 
@@ -120,12 +151,12 @@ impl Catalog {
         .await
     }
 
-    /// The task that a request id was used for; `None` where it was not.
+    /// The task that a request began; `None` where it began none.
     ///
     /// # Errors
-    /// `Refused` where it was used for another request.
-    pub(crate) async fn task_of_request(&self, request: &str, digest: &str) -> Result<Option<TaskId>> {
-        let (request, digest) = (request.to_owned(), digest.to_owned());
+    /// `Refused` where its id was used for another request.
+    pub(crate) async fn task_of_request(&self, once: &Once) -> Result<Option<TaskId>> {
+        let Once { id: request, digest } = once.clone();
         self.call(move |db| {
             let sql = "SELECT task, digest FROM request WHERE id = ?1";
             let found: Option<(String, String)> = db
@@ -139,24 +170,6 @@ impl Catalog {
                 Some((task, _)) => Ok(TaskId::parse(&task)),
                 None => Ok(None),
             }
-        })
-        .await
-    }
-
-    /// Notes what a request id was used for.
-    pub(crate) async fn note_request(
-        &self,
-        request: &str,
-        digest: &str,
-        task: TaskId,
-        at: crate::ids::Time,
-    ) -> Result<()> {
-        let (request, digest) = (request.to_owned(), digest.to_owned());
-        self.call(move |db| {
-            let sql = "INSERT INTO request (id, task, digest, at) VALUES (?1, ?2, ?3, ?4)";
-            db.execute(sql, (&request, task.to_string(), &digest, millis(at)))
-                .map_err(|e| failed("write a request", e))?;
-            Ok(())
         })
         .await
     }

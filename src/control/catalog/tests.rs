@@ -188,7 +188,6 @@ async fn the_journal_keeps_entries_once_without_gaps_after_a_restart_and_lets_th
         assert_eq!(catalog.append(ids[0], &wrong).unwrap_err().kind(), ErrorKind::Internal);
     }
     catalog.append(ids[0], &began(2, 1)).unwrap();
-    catalog.note_request("r", "x", ids[0], Time::from_millis(1)).await.unwrap();
     drop(catalog);
 
     let catalog = open(dir.path()).unwrap();
@@ -197,11 +196,41 @@ async fn the_journal_keeps_entries_once_without_gaps_after_a_restart_and_lets_th
         catalog.load().unwrap().entries.into_iter().map(|(id, entry)| (id, entry.unwrap())).collect()
     };
     assert_eq!(loaded(&catalog), all);
-    assert_eq!(catalog.task_of_request("r", "x").await.unwrap(), Some(ids[0]));
-    assert_eq!(catalog.task_of_request("r", "other").await.unwrap_err().kind(), ErrorKind::Refused);
     assert_eq!(catalog.forget_tasks(ids.clone(), 2).await.unwrap(), 1);
     assert_eq!(loaded(&catalog), all[2..]);
-    assert_eq!(catalog.task_of_request("r", "x").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_request_and_the_task_that_it_began_are_kept_together_or_not_at_all() {
+    use crate::failover::{Entry, Event, Journal, Once, TaskId};
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = open(dir.path()).unwrap();
+    let ids: Vec<TaskId> = (1..=3).map(|ms| TaskId::new(Time::from_millis(ms))).collect();
+    let first = Entry::new(1, Time::from_millis(5), Event::Began { step: 0 });
+    let once = |id: &str, digest: &str| Once { id: id.to_owned(), digest: digest.to_owned() };
+    let request = once("r", "x");
+    assert_eq!(catalog.task_of_request(&request).await.unwrap(), None);
+    assert_eq!(catalog.begin(ids[0], &first, &request).unwrap(), 1);
+    // As after a kill right then, and where the answer was lost.
+    drop(catalog);
+    let catalog = open(dir.path()).unwrap();
+    assert_eq!(catalog.task_of_request(&request).await.unwrap(), Some(ids[0]));
+    assert_eq!(catalog.begin(ids[0], &first, &request).unwrap(), 1);
+    assert_eq!(catalog.task_of_request(&once("r", "other")).await.unwrap_err().kind(), ErrorKind::Refused);
+
+    // Of a request that cannot be noted, no task is kept that a repetition would begin a second time.
+    let taken = catalog.begin(ids[1], &first, &once("r", "other")).unwrap_err();
+    assert!(taken.kind() == ErrorKind::Refused && taken.to_string().contains("another task"), "{taken}");
+    let fails = "CREATE TRIGGER full BEFORE INSERT ON request BEGIN SELECT RAISE(ABORT, 'no room'); END";
+    catalog.call(|db| db.execute_batch(fails).map_err(|e| super::failed("test", e))).await.unwrap();
+    assert!(catalog.begin(ids[2], &first, &once("s", "x")).unwrap_err().to_string().contains("no room"));
+    let kept =
+        |catalog: &Catalog| -> Vec<TaskId> { catalog.load().unwrap().entries.into_iter().map(|(id, _)| id).collect() };
+    assert_eq!(kept(&catalog), [ids[0]]);
+    assert_eq!(catalog.task_of_request(&once("s", "x")).await.unwrap(), None);
+    // They go together too.
+    assert_eq!(catalog.forget_tasks(vec![ids[0]], 0).await.unwrap(), 1);
+    assert_eq!((kept(&catalog), catalog.task_of_request(&request).await.unwrap()), (Vec::new(), None));
 }
 
 #[tokio::test]

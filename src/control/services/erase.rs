@@ -8,6 +8,7 @@ use crate::control::appliance::Appliance;
 use crate::control::catalog::DomainRecord;
 use crate::control::fault::{Done, Fault};
 use crate::control::proto::{DeleteDomainRequest, Point, PrepareDeleteDomainResponse};
+use crate::control::told::Told;
 use crate::control::view::timestamp;
 use crate::error::{Error, ErrorKind};
 use crate::ids::{Name, SegmentRef, Time};
@@ -34,10 +35,14 @@ struct Found {
 
 impl Found {
     /// What the token is drawn for: a domain that went on is another one.
-    fn state(&self) -> String {
+    fn told(&self) -> Told {
         let SegmentRef { generation, segment } = self.summary.tip;
-        format!("{} {} {}/{}", self.summary.id, self.summary.generation, generation.get(), segment.get())
+        Told::exactly(format!("{} {} {}/{}", self.summary.id, self.summary.generation, generation.get(), segment.get()))
     }
+}
+
+fn told(found: Option<&Found>) -> Told {
+    found.map_or_else(|| Told::exactly(""), Found::told)
 }
 
 fn act(name: &Name) -> String {
@@ -64,8 +69,7 @@ async fn find(app: &Appliance, record: &DomainRecord) -> Done<Option<Found>> {
 pub(super) async fn prepare(app: &Appliance, caller: &str, name: &Name) -> Done<PrepareDeleteDomainResponse> {
     let record = app.domain(name).await?;
     let found = find(app, &record).await?;
-    let state = found.as_ref().map(Found::state).unwrap_or_default();
-    let token = app.tokens.draw(caller, &act(name), &state);
+    let token = app.tokens.draw(caller, &act(name), told(found.as_ref()));
     let life = u64::try_from(app.tokens.life().as_millis()).unwrap_or(u64::MAX);
     let expires = Time::from_millis(app.now().millis().saturating_add(life));
     let mut told = PrepareDeleteDomainResponse {
@@ -114,8 +118,7 @@ pub(super) async fn delete(
     let _turn = app.turns.take(&name, &format!("{caller} deletes it")).await?;
     let record = app.domain(&name).await?;
     let found = find(app, &record).await?;
-    let state = found.as_ref().map(Found::state).unwrap_or_default();
-    app.tokens.redeem(&asked.confirmation_token, caller, &act(&name), &state)?;
+    app.tokens.redeem(&asked.confirmation_token, caller, &act(&name), &told(found.as_ref()))?;
     let mut count = 0;
     if found.is_some() {
         let site = app.stores.open(&record.store).await?;

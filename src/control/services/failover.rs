@@ -15,10 +15,11 @@ use crate::control::proto::failback_service_server::FailbackService;
 use crate::control::proto::failover_service_server::FailoverService;
 use crate::control::proto::{self, *};
 use crate::control::settings::Role;
+use crate::control::told::Told;
 use crate::control::view::timestamp;
 use crate::error::{Error, ErrorKind};
 use crate::failover::{
-    self, Command, Complete, Completion, Direction, FailoverMode as Mode, Planned, Request as Wish, Resumed,
+    self, Command, Complete, Completion, Direction, FailoverMode as Mode, Once, Planned, Request as Wish, Resumed,
     Severity as Grave, TaskKind as Kind, World,
 };
 use crate::format::xxh3_128;
@@ -43,7 +44,7 @@ impl FailoverService for Services {
         let wish = planned(&self.app, asked.plan.as_ref(), Decided::default()).await?;
         let domain = wish.domain().to_string();
         let told = look(&self.app, &caller, &wish).await.map_err(|fault| fault.about(&domain))?;
-        let Told { findings, summary, token, expires } = told;
+        let Answer { findings, summary, token, expires } = told;
         Ok(Response::new(PlanFailoverResponse { findings, summary, confirmation_token: token, expires }))
     }
 
@@ -93,7 +94,7 @@ impl FailoverService for Services {
         );
         let wish = wish.await?;
         let told = look(&self.app, &caller, &wish).await.map_err(|fault| fault.about(&asked.domain))?;
-        let Told { findings, summary, token, expires } = told;
+        let Answer { findings, summary, token, expires } = told;
         Ok(Response::new(PlanCompletionResponse { findings, summary, confirmation_token: token, expires }))
     }
 
@@ -359,37 +360,37 @@ fn digest(wish: &Wish) -> Done<String> {
 }
 
 /// What is told of a wish before it is started.
-struct Told {
+struct Answer {
     findings: Vec<proto::Finding>,
     summary: Option<proto::PlanSummary>,
     token: String,
     expires: Option<prost_types::Timestamp>,
 }
 
-/// What a token is drawn for: this wish, while this generation owns the domain.
-fn state_of(wish: &Wish, planned: &Planned) -> Done<String> {
+/// What a token is drawn for: this wish, while this generation owns the domain, and no more is lost.
+fn told_of(wish: &Wish, planned: &Planned) -> Done<Told> {
     let owner = planned.summary.owner.as_ref();
     let owner = owner.map(|owner| format!("{} {}", owner.site, owner.generation)).unwrap_or_default();
-    Ok(format!("{} {owner}", digest(wish)?))
+    Ok(Told::of_plan(format!("{} {owner}", digest(wish)?), &planned.summary))
 }
 
 fn act_of(wish: &Wish) -> String {
     format!("{} of domain {}", wish.kind(), wish.domain())
 }
 
-async fn look(app: &Appliance, caller: &Caller, wish: &Wish) -> Done<Told> {
+async fn look(app: &Appliance, caller: &Caller, wish: &Wish) -> Done<Answer> {
     may_send(caller, wish)?;
     let about = log_context::call(&caller.name, &act_of(wish), Some(wish.domain().as_str()));
     let planned = app.engine.plan(&accepting(wish, None)).instrument(about).await?;
     let wrong = planned.findings.iter().any(|found| found.severity == Grave::Error);
-    let mut told = Told {
+    let mut told = Answer {
         findings: planned.findings.iter().map(convert::finding).collect(),
         summary: Some(convert::summary(&planned.summary)),
         token: String::new(),
         expires: None,
     };
     if planned.summary.loss.is_some() && !wrong {
-        told.token = app.tokens.draw(&caller.name, &act_of(wish), &state_of(wish, &planned)?);
+        told.token = app.tokens.draw(&caller.name, &act_of(wish), told_of(wish, &planned)?);
         let life = u64::try_from(app.tokens.life().as_millis()).unwrap_or(u64::MAX);
         told.expires = Some(timestamp(Time::from_millis(app.now().millis().saturating_add(life))));
     }
@@ -401,10 +402,13 @@ async fn begin(app: &Arc<Appliance>, caller: &Caller, asked: Asked) -> Done<prot
     let (engine, domain): (_, Name) = (&app.engine, wish.domain().clone());
     let _turn = app.turns.take(&domain, &format!("{} starts a {}", caller.name, wish.kind())).await?;
     let digest = digest(&wish)?;
-    if !request_id.is_empty()
-        && let Some(task) = app.catalog.task_of_request(&request_id, &digest).await?
+    let once = (!request_id.is_empty()).then_some(Once { id: request_id, digest });
+    if let Some(once) = &once
+        && let Some(task) = app.catalog.task_of_request(once).await?
     {
-        return Ok(convert::task(&*engine.task(task)?));
+        // Not in memory: it is too old, or its journal failed when it was begun.
+        let known = engine.task(task).map_err(|e| e.while_doing(format!("request {} began it", once.id)))?;
+        return Ok(convert::task(&known));
     }
     let planned = engine.plan(&accepting(&wish, None)).await?;
     let wrong: Vec<String> =
@@ -424,13 +428,10 @@ async fn begin(app: &Arc<Appliance>, caller: &Caller, asked: Asked) -> Done<prot
             return Err(Fault::refused(why));
         }
         Some(_) => {
-            app.tokens.redeem(&token, &caller.name, &act_of(&wish), &state_of(&wish, &planned)?)?;
+            app.tokens.redeem(&token, &caller.name, &act_of(&wish), &told_of(&wish, &planned)?)?;
             accepting(&wish, planned.summary.owner.as_ref().map(|owner| &owner.site))
         }
     };
-    let id = engine.submit(wish, &caller.name).await?;
-    if !request_id.is_empty() {
-        app.catalog.note_request(&request_id, &digest, id, app.now()).await?;
-    }
+    let id = engine.submit_once(wish, &caller.name, once).await?;
     Ok(convert::task(&*engine.task(id)?))
 }

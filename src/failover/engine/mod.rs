@@ -26,7 +26,7 @@ use tokio::sync::watch;
 
 use self::slot::Slot;
 use super::event::{Entry, Event};
-use super::journal::{Abandoned, Journal};
+use super::journal::{Abandoned, Journal, Once};
 use super::request::{Command, Request};
 use super::runbook_check::MAX_SECONDS;
 use super::task::{Task, TaskError, TaskId, TaskState, bounded};
@@ -176,6 +176,15 @@ impl Engine {
     /// `Refused` where a task of its domain is not over, naming it; `Invalid`; what the journal says. After an error of
     /// the journal the task may have been kept all the same, and then begins at the next start.
     pub async fn submit(&self, request: Request, actor: &str) -> Result<TaskId> {
+        self.submit_once(request, actor, None).await
+    }
+
+    /// The same, where `once` is noted together with the task: whoever finds one finds the other, whenever the process
+    /// ends. Whether the request came before is for the caller to look up.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`].
+    pub async fn submit_once(&self, request: Request, actor: &str, once: Option<Once>) -> Result<TaskId> {
         check_limits(&request)?;
         let actor = bounded(actor.to_owned(), MAX_LINE_LEN);
         let inner = self.inner.clone();
@@ -185,7 +194,7 @@ impl Engine {
             let entry = Entry::new(1, now, Event::Submitted { request, actor });
             let task = submitted(TaskId::new(now), &entry)?;
             let slot = inner.reserve(task)?;
-            let kept = inner.keep(&slot, &entry).await;
+            let kept = inner.keep(&slot, &entry, once).await;
             if let Err(e) = kept {
                 inner.slots().remove(&slot.id);
                 return Err(e);
@@ -388,22 +397,27 @@ impl Inner {
         let current = slot.task();
         let entry = Entry::new(current.entries + 1, self.clock.now(), event);
         let mut next = transition(&current, &entry)?;
-        self.keep(slot, &entry).await?;
+        self.keep(slot, &entry, None).await?;
         next.trouble = None;
         next.progress = None;
         slot.publish(next);
         Ok(slot.task())
     }
 
-    /// Appends `entry`, with a few tries; after the last the task is stalled.
-    async fn keep(&self, slot: &Slot, entry: &Entry) -> Result<()> {
+    /// Appends `entry`, the first with the request that began the task where there is one, with a few tries; after the
+    /// last the task is stalled.
+    async fn keep(&self, slot: &Slot, entry: &Entry, once: Option<Once>) -> Result<()> {
         for attempt in 1.. {
-            let (journal, id, copy) = (self.journal.clone(), slot.id, entry.clone());
-            let error = match off_thread(move || journal.append(id, &copy)).await {
+            let (journal, id, copy, once) = (self.journal.clone(), slot.id, entry.clone(), once.clone());
+            let append = move || match &once {
+                Some(once) => journal.begin(id, &copy, once),
+                None => journal.append(id, &copy),
+            };
+            let error = match off_thread(append).await {
                 Ok(_) => return Ok(()),
                 Err(e) => e.while_doing("keep what happened to a task"),
             };
-            if attempt >= JOURNAL_ATTEMPTS || matches!(error.kind(), ErrorKind::Internal | ErrorKind::Invalid) {
+            if attempt >= JOURNAL_ATTEMPTS || is_final(error.kind()) {
                 slot.stall();
                 slot.report_trouble(Some(format!("stands still until the process starts anew: {error}")));
                 return Err(error);
@@ -424,6 +438,11 @@ impl Inner {
         }
         over
     }
+}
+
+/// Whether an error of a journal stays one however often it is tried.
+fn is_final(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Internal | ErrorKind::Invalid)
 }
 
 /// What a task of which no more is known than up to here is called.

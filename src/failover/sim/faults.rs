@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::event::Entry;
-use crate::failover::journal::{Abandoned, Journal, Kept};
+use crate::failover::journal::{Abandoned, Journal, Kept, Once};
 use crate::failover::task::TaskId;
 
 /// What happens at a moment.
@@ -95,6 +95,13 @@ impl Journal for GatedJournal {
     fn append(&self, task: TaskId, entry: &Entry) -> Result<u64> {
         self.gate(&format!("before entry {:?}", entry.event))?;
         let n = self.journal.append(task, entry)?;
+        self.gate(&format!("after entry {:?}", entry.event))?;
+        Ok(n)
+    }
+
+    fn begin(&self, task: TaskId, entry: &Entry, once: &Once) -> Result<u64> {
+        self.gate(&format!("before entry {:?}", entry.event))?;
+        let n = self.journal.begin(task, entry, once)?;
         self.gate(&format!("after entry {:?}", entry.event))?;
         Ok(n)
     }

@@ -9,7 +9,7 @@ use crate::clock::SystemClock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::engine::{Engine, EngineSettings};
 use crate::failover::event::Entry;
-use crate::failover::journal::{Abandoned, Journal, Kept, MemoryJournal};
+use crate::failover::journal::{Abandoned, Journal, Kept, MemoryJournal, Once};
 use crate::failover::plan::FailoverMode;
 use crate::failover::request::{Command, Complete, Request};
 use crate::failover::samples::{self, name};
@@ -274,6 +274,15 @@ impl Journal for Failing {
         }
     }
 
+    fn begin(&self, task: TaskId, entry: &Entry, once: &Once) -> Result<u64> {
+        let n = self.inner.begin(task, entry, once)?;
+        match self.fails.load(Ordering::SeqCst) {
+            // Kept, and its answer is lost.
+            true => Err(Error::new(ErrorKind::Io, "the catalog went away")),
+            false => Ok(n),
+        }
+    }
+
     fn load(&self) -> Result<Kept> {
         self.inner.load()
     }
@@ -322,6 +331,31 @@ async fn without_a_journal_nothing_is_done_and_a_restart_goes_on() {
     second.command(id, answer, "op").await.unwrap();
     assert_eq!(until(&second, id, over).await.state.word(), "done");
     assert!(sim.lock().unwrap().violations.is_empty());
+}
+
+#[tokio::test]
+async fn a_request_is_kept_with_the_task_that_it_began_though_nobody_was_told() {
+    let mut sim = Sim::new(&["a", "b"]);
+    sim.cut_off.insert(name("a"));
+    follows(&mut sim, "b");
+    let sim = Arc::new(std::sync::Mutex::new(sim));
+    let journal = Arc::new(Failing::default());
+    let start = || {
+        let process = Process::start(&sim, &name("b"), Faults::new(None));
+        Engine::new(journal.clone(), Arc::new(process), Arc::new(SystemClock), EngineSettings::default())
+    };
+    let first = start();
+    journal.fails.store(true, Ordering::SeqCst);
+    let once = Once { id: "r".into(), digest: "x".into() };
+    let lost = first.submit_once(complete(Completion::Forced), "op", Some(once)).await.unwrap_err();
+    assert_eq!(lost.kind(), ErrorKind::Io, "{lost}");
+    drop(first);
+    journal.fails.store(false, Ordering::SeqCst);
+    let second = start();
+    let going_on = second.recover().await.unwrap().going_on;
+    assert_eq!(going_on.len(), 1);
+    assert_eq!(journal.inner.began_by("r"), Some(going_on[0]), "whoever asks again is told of this one");
+    assert_eq!(until(&second, going_on[0], over).await.state.word(), "done");
 }
 
 #[tokio::test]
