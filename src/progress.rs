@@ -4,10 +4,11 @@
 //! bytes, each once however often it was fetched; it never falls, and never passes `total` once the total is known.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::ids::{SegmentNo, Time};
+use crate::ids::{Name, SegmentNo, Time};
 
 /// Counts of one operation. Shared; all methods are cheap.
 #[derive(Debug, Default)]
@@ -23,6 +24,36 @@ pub struct Progress {
     unapplied: AtomicU64,
     trouble: Mutex<Option<String>>,
     notes: Mutex<Vec<String>>,
+    /// Disks that are here.
+    here: Mutex<Arc<Vec<(Name, Name)>>>,
+    memory: OnceLock<Probe>,
+}
+
+/// Looks how much memory is used.
+struct Probe(Box<dyn Fn() -> Vec<MemoryUse> + Send + Sync>);
+
+impl fmt::Debug for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Probe")
+    }
+}
+
+/// One part of a budget of memory.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct MemoryUse {
+    /// What it is for, in a word or two.
+    pub part: String,
+    /// Bytes that are used now.
+    pub used: u64,
+    /// Bytes that it has.
+    pub size: u64,
+}
+
+impl MemoryUse {
+    /// A part of a budget.
+    pub fn new(part: &str, used: u64, size: u64) -> MemoryUse {
+        MemoryUse { part: part.to_owned(), used, size }
+    }
 }
 
 /// A point that was reached.
@@ -66,6 +97,10 @@ pub struct Snapshot {
     pub unapplied: u64,
     /// What the work waits for that should not be so, such as a storage site that does not answer.
     pub trouble: Option<String>,
+    /// VM and name of each disk that is here and takes part, where that is known; at most [`MAX_DISKS`].
+    pub here: Arc<Vec<(Name, Name)>>,
+    /// The budget of memory by its parts, where somebody counts that.
+    pub memory: Vec<MemoryUse>,
 }
 
 /// Most notes that wait to be shown; further ones are dropped, since the report holds them too.
@@ -110,6 +145,16 @@ impl Progress {
     pub fn disks_are(&self, disks: &[DiskBytes]) {
         let all = disks.iter().take(MAX_DISKS).map(|of| (of.disk.clone(), (of.total, of.done)));
         *lock(&self.disks) = all.collect();
+    }
+
+    /// These disks, by VM and name, are here and take part from now on; no others.
+    pub fn disks_here(&self, disks: impl Iterator<Item = (Name, Name)>) {
+        *lock(&self.here) = Arc::new(disks.take(MAX_DISKS).collect());
+    }
+
+    /// From now on `probe` tells how much memory is used. Only the first one is taken.
+    pub fn count_memory(&self, probe: impl Fn() -> Vec<MemoryUse> + Send + Sync + 'static) {
+        let _ = self.memory.set(Probe(Box::new(probe)));
     }
 
     fn of_disk(&self, disk: &str, change: impl FnOnce(&mut (u64, u64))) {
@@ -187,6 +232,8 @@ impl Progress {
             applied: *lock(&self.applied),
             unapplied: self.unapplied.load(Relaxed),
             trouble: lock(&self.trouble).clone(),
+            here: Arc::clone(&lock(&self.here)),
+            memory: self.memory.get().map(|probe| (probe.0)()).unwrap_or_default(),
         }
     }
 }
@@ -216,5 +263,12 @@ mod tests {
         progress.disks_are(std::slice::from_ref(&elsewhere));
         assert_eq!(progress.snapshot().disks, [elsewhere]);
         assert_eq!(progress.snapshot().done, 6);
+        let name = |text: String| Name::new(text.as_str()).unwrap();
+        progress.disks_here((0..MAX_DISKS + 5).map(|n| (name("web".into()), name(n.to_string()))));
+        assert_eq!(progress.snapshot().here.len(), MAX_DISKS);
+        assert_eq!(progress.snapshot().memory, []);
+        progress.count_memory(|| vec![MemoryUse::new("fetched", 1, 2)]);
+        progress.count_memory(Vec::new);
+        assert_eq!(progress.snapshot().memory, [MemoryUse::new("fetched", 1, 2)]);
     }
 }

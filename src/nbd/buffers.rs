@@ -78,6 +78,14 @@ impl Buffers {
         Some(Share { buffers: Arc::clone(self), own, _seat: seat })
     }
 
+    /// Bytes of buffers that are out now, and of all that there are.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        let sum = |count: fn(&Slab) -> usize| {
+            self.slabs.iter().map(|slab| count(slab) as u64 * slab.slot_size() as u64).sum::<u64>()
+        };
+        (sum(Slab::in_use), sum(Slab::slots))
+    }
+
     /// Buffers that are out now.
     pub fn in_use(&self) -> usize {
         self.slabs.iter().map(|slab| slab.in_use()).sum()
@@ -101,6 +109,11 @@ pub struct Share {
 }
 
 impl Share {
+    /// All buffers, of which it is a share.
+    pub(crate) fn buffers(&self) -> &Arc<Buffers> {
+        &self.buffers
+    }
+
     /// A buffer for `len` bytes (1 to [`MAX_PIECE`]) of a disk from `offset` on, waiting for one. Its content is stale
     /// bytes, to be overwritten in full.
     ///

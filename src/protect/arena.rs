@@ -29,6 +29,12 @@ impl ArenaPool {
         self.count
     }
 
+    /// Bytes of those that are out now, and of all.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        let bytes = |count: usize| count as u64 * self.each as u64;
+        (bytes(self.count.saturating_sub(self.free())), bytes(self.count))
+    }
+
     /// How many are free.
     pub(crate) fn free(&self) -> usize {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).len()
@@ -104,11 +110,13 @@ mod tests {
         assert_eq!((arena.push(&[1; 8000]), arena.room()), (0, 192));
         let address = arena.get(0, 1).as_ptr();
         assert!(pool.take().is_none());
+        assert_eq!(pool.bytes(), (8192, 8192));
         let freed = pool.freed();
         tokio::pin!(freed);
         assert!(futures::poll!(&mut freed).is_pending());
         drop(arena);
         freed.await;
+        assert_eq!(pool.bytes(), (0, 8192));
         let mut again = pool.take().unwrap();
         assert_eq!((again.len(), again.push(&[2])), (0, 0));
         assert_eq!(again.get(0, 1).as_ptr(), address);

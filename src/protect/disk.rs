@@ -23,7 +23,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::IndexDisk;
 use crate::ids::{Name, SegmentNo};
 use crate::intent::{Intent, RangeLock, WriteMark};
-use crate::nbd::{Answer, BackingDisk, BlockStatus, Errno, Export, ExportError, ExportInfo, Payload, Share, ZeroMode};
+use crate::nbd::{
+    Answer, BackingDisk, BlockStatus, Buffers, Errno, Export, ExportError, ExportInfo, Payload, Share, ZeroMode,
+};
 
 /// Frames begin at multiples of so many bytes.
 const SECTOR: u64 = 512;
@@ -139,6 +141,11 @@ impl ProtectedDisk {
 
     pub(crate) fn backing(&self) -> &Arc<BackingDisk> {
         &self.backing
+    }
+
+    /// Buffers of all requests, of this disk and the others.
+    pub(crate) fn buffers(&self) -> &Arc<Buffers> {
+        self.share.buffers()
     }
 
     /// The list that says whether its guest is being copied onto it, with its names there.

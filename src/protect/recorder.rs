@@ -265,6 +265,11 @@ impl Recorder {
         SegmentNo::new(self.lock().next.get() - 1)
     }
 
+    /// Bytes of arenas that are in use, and of all.
+    pub(crate) fn arena_bytes(&self) -> (u64, u64) {
+        self.pool.bytes()
+    }
+
     /// Arenas that are free.
     pub(crate) fn free_arenas(&self) -> usize {
         self.pool.free()

@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::progress::MemoryUse;
+
 /// A protected domain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct ProtectStatus {
@@ -61,6 +63,10 @@ pub struct ProtectStatus {
     pub sync_read: u64,
     /// Requests to the storage site since the start, by kind.
     pub requests: Requests,
+    /// The budget of memory by its parts: `requests`, `open-segments`, `sealed-segments`. A quarter more is for what is not
+    /// counted: maps, manifests, what packers and uploads hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub memory: Vec<MemoryUse>,
     /// What the disks hold and the domain does not, where another site owns it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diverged: Option<DivergedStatus>,
@@ -156,6 +162,10 @@ pub struct DiskStatus {
     pub export: String,
     /// Bytes.
     pub size: u64,
+    /// What would be lost of it now, in milliseconds: the age of the newest point that covers its VM. Absent where none
+    /// does, or it was never whole at a point.
+    #[serde(default)]
+    pub rpo_ms: Option<u64>,
     /// Bytes in regions that are marked: what a crash now would resync.
     pub dirty: u64,
     /// Bytes in regions that the chain may lack.

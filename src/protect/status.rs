@@ -15,6 +15,7 @@ use super::request::ProtectRequest;
 use super::valve::CaptureMode;
 use crate::format::Catalogue;
 use crate::ids::VmId;
+use crate::progress::MemoryUse;
 use crate::store::StorageSite;
 
 /// Most ranges of one disk that are told.
@@ -37,13 +38,18 @@ pub(super) async fn of(
     let (findings, instant) = (health.findings(), Instant::now());
     let vms = catalogue.vms.iter().map(|vm| {
         let covering = shipped.points.get(&vm.id);
+        let rpo_ms = covering.map(|c| c.age.millis(instant));
         VmStatus {
             name: vm.name.to_string(),
             status: vm_status(vm.id, covered.contains(&vm.id), &disks, pipeline).to_owned(),
             point: covering.map(|c| c.at.get()),
             point_time: covering.map(|c| c.time.to_string()),
-            rpo_ms: covering.map(|c| c.age.millis(instant)),
-            disks: disks.iter().filter(|d| d.index_disk().vm == vm.id).map(|d| disk_status(d, &catalogue)).collect(),
+            rpo_ms,
+            disks: disks
+                .iter()
+                .filter(|d| d.index_disk().vm == vm.id)
+                .map(|d| disk_status(d, &catalogue, rpo_ms))
+                .collect(),
         }
     });
     let mut status = ProtectStatus {
@@ -81,6 +87,7 @@ pub(super) async fn of(
         (status.waiting_segments, status.waiting_bytes) = (waiting.segments, waiting.bytes);
         status.waiting_memory = waiting.memory;
         (status.log_used, status.log_size) = waiting.log;
+        status.memory = memory(&disks, pipeline, waiting.memory);
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         status.hold_us = micros(pipeline.valve.hold());
         status.hold_bound_us = micros(pipeline.valve.bound());
@@ -90,6 +97,16 @@ pub(super) async fn of(
         (status.stored, status.segments) = (shipped.stored, shipped.segments);
     }
     status
+}
+
+/// How much of the budget is used, part by part.
+fn memory(disks: &[Arc<ProtectedDisk>], pipeline: &Pipeline, waiting: u64) -> Vec<MemoryUse> {
+    let part = |name, (used, size)| MemoryUse::new(name, used, size);
+    // All disks have their buffers of the same.
+    let requests = disks.first().map(|disk| part("requests", disk.buffers().bytes()));
+    let open = part("open-segments", pipeline.recorder.arena_bytes());
+    let sealed = part("sealed-segments", (waiting, pipeline.backlog.memory_limit()));
+    requests.into_iter().chain([open, sealed]).collect()
 }
 
 /// What the disks hold of their own, once another writer owns the domain. A bit is set from before a region is written
@@ -166,7 +183,7 @@ fn domain_status(mode: CaptureMode, vms: &[VmStatus]) -> &'static str {
     }
 }
 
-fn disk_status(disk: &ProtectedDisk, catalogue: &Catalogue) -> DiskStatus {
+fn disk_status(disk: &ProtectedDisk, catalogue: &Catalogue, rpo_ms: Option<u64>) -> DiskStatus {
     let index = disk.index_disk();
     let report = disk.intent().report();
     let info = catalogue.disk(index.id);
@@ -182,6 +199,8 @@ fn disk_status(disk: &ProtectedDisk, catalogue: &Catalogue) -> DiskStatus {
         path: disk.backing().image().path().display().to_string(),
         export,
         size: index.size,
+        // One that joined is in no point before it was whole.
+        rpo_ms: rpo_ms.filter(|_| disk.was_synced()),
         dirty: report.dirty_bytes,
         unsynced: report.unsynced_bytes,
         bitmap_syncs: report.syncs,

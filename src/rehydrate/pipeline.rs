@@ -88,6 +88,19 @@ impl Pipeline {
         })
     }
 
+    /// Counts what is fetched and not decoded: used, and what there is of it, without what is set aside. Keeps no memory
+    /// of the pipeline.
+    pub(super) fn fetch_memory(&self) -> impl Fn() -> (u64, u64) + Send + Sync + 'static {
+        let (budget, all, reserved) = (Arc::clone(&self.budget), self.budget_permits, Arc::clone(&self.reserved));
+        move || {
+            let of = all.saturating_sub(reserved.load(Relaxed));
+            // Permits that are being set aside are out a moment before they are counted so.
+            let out = (all as usize).saturating_sub(budget.available_permits());
+            let used = (out as u64).saturating_sub(u64::from(all - of)).min(u64::from(of));
+            (used * PERMIT_BYTES, u64::from(of) * PERMIT_BYTES)
+        }
+    }
+
     /// When the first range was asked for.
     pub(super) fn first_fetch(&self) -> Option<Instant> {
         self.first_fetch.get().copied()

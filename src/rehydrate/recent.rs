@@ -40,6 +40,11 @@ impl Recent {
         self.limit
     }
 
+    /// Bytes that are kept now.
+    pub(super) fn bytes(&self) -> u64 {
+        self.lock().bytes
+    }
+
     fn lock(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -104,6 +109,7 @@ mod tests {
         assert_eq!((recent.take(at(1, 3)), recent.take(at(2, 1))), (None, None));
         assert_eq!(recent.take(at(1, 1)).as_deref(), Some(&[7, 7, 7, 8][..]));
         assert_eq!(recent.take(at(1, 1)), None);
+        assert_eq!(recent.bytes(), 6);
         recent.keep(at(1, 4), &parts(4));
         // The same number of another history takes its place.
         recent.trim(SegmentNo::new(2));

@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Catalogue, DatastoreId, DiskInfo, MAX_WATERMARK_LEN, Watermark, granules};
 use crate::ids::{DiskId, SegmentRef, Time};
 use crate::log::{LogOptions, ReplicationLog};
-use crate::progress::Progress;
+use crate::progress::{MemoryUse, Progress};
 use crate::protect::SiteMemory;
 use crate::store::{Domain, FoundManifest, PointInfo};
 
@@ -100,11 +100,25 @@ impl Session {
             _ => None,
         };
         let budget = Budget::of(request.memory);
-        let engine = start(request.engine, budget.slab()?, EngineOptions::default())?;
+        let slab = budget.slab()?;
+        let slots = Arc::downgrade(&slab);
+        let engine = start(request.engine, slab, EngineOptions::default())?;
         let disks = Arc::new(DiskSet::new(Arc::clone(&engine), &request));
         let (its_engine, its_disks) = (Arc::clone(&engine), Arc::clone(&disks));
         let tracker = Tracker::new(state, its_engine, its_disks, Arc::clone(&progress), budget.uncommitted);
         let pipeline = Pipeline::start(domain.id(), &engine, &disks, &tracker, budget.fetch, cancel.clone())?;
+        let recent = Arc::new(Recent::new(budget.recent));
+        let (fetch, landed) = (pipeline.fetch_memory(), Arc::clone(&recent));
+        progress.count_memory(move || {
+            let (used, size) = fetch();
+            let mut parts =
+                vec![MemoryUse::new("fetched", used, size), MemoryUse::new("landed", landed.bytes(), landed.limit())];
+            parts.extend(slots.upgrade().map(|slots| {
+                let bytes = |count: usize| count as u64 * slots.slot_size() as u64;
+                MemoryUse::new("decoded", bytes(slots.in_use()), bytes(slots.slots()))
+            }));
+            parts
+        });
         let canonical = std::fs::canonicalize(&own).map_err(|e| Error::io(format!("look at {}", own.display()), e))?;
         let mut options = LogOptions::new(domain.id(), DatastoreId::of_path(&canonical), request.log_size);
         options.verify_payloads = false;
@@ -126,7 +140,7 @@ impl Session {
             reconciler,
             log: Arc::new(log),
             indexes: Indexes::default(),
-            recent: Arc::new(Recent::new(budget.recent)),
+            recent,
             progress,
             cancel,
             steer,
@@ -224,6 +238,8 @@ impl Session {
             }
         }
         self.tracker().state().retain(|id| selected.iter().any(|d| d.id == id));
+        let named = selected.iter().filter_map(|d| Some((catalogue.vm(d.vm)?.name.clone(), d.name.clone())));
+        self.progress.disks_here(named);
         self.catalogue = catalogue.clone();
         Ok(())
     }

@@ -49,6 +49,16 @@ fn figures_are_told_by_the_names_of_the_table_and_tell_what_is_so() {
     assert!(value("freshet_domain_shipped_segments_total{domain=\"d\"}") >= 1.0);
     assert!(value("freshet_store_requests_total{store=\"s\",kind=\"put\"}") >= 1.0);
     assert!(value("freshet_domain_point{domain=\"d\"}") >= 1.0);
+    let rpo = |name: &str, labels: &str| value(&format!("{name}{{domain=\"d\",vm=\"web\"{labels}}}"));
+    assert_eq!(rpo("freshet_disk_rpo_seconds", ",disk=\"root\""), rpo("freshet_vm_rpo_seconds", ""));
+    let part = |name: &str, part: &str| value(&format!("{name}{{domain=\"d\",part=\"{part}\"}}"));
+    let mut sum = 0.0;
+    for of in ["requests", "open-segments", "sealed-segments"] {
+        let (used, size) = (part("freshet_domain_memory_used_bytes", of), part("freshet_domain_memory_size_bytes", of));
+        assert!(used <= size && size >= 8.0 * MIB as f64, "{of}: {text}");
+        sum += size;
+    }
+    assert!(sum <= 128.0 * MIB as f64, "the parts are within protect.memory: {text}");
     for line in text.lines().filter(|line| line.starts_with("# TYPE freshet")) {
         let name = line.split(' ').nth(2).unwrap();
         assert!(METRICS.iter().any(|metric| metric.name == name), "{name} is not in the table");

@@ -30,6 +30,7 @@ use super::settings::HypervisorSettings;
 use super::world::Seen;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::{Task, TaskState};
+use crate::progress::{DiskBytes, MemoryUse};
 use crate::protect::ProtectStatus;
 use crate::store::{Latency, StorageSite};
 
@@ -125,11 +126,11 @@ async fn gather(app: &Appliance) -> Result<String> {
     let page = Page::new();
     page.set("freshet_info", &[app.site().as_str(), env!("CARGO_PKG_VERSION")], 1.0);
     page.set("freshet_start_time_seconds", &[], figure(app.started.millis()) / 1000.0);
-    let records = app.catalog.call(|db| super::catalog::DomainRecord::list(db, "", usize::MAX)).await?;
     let has_hypervisor = app.settings.hypervisor != HypervisorSettings::None;
     if let Some(ready) = app.guests.hypervisor().filter(|_| has_hypervisor) {
         page.set("freshet_hypervisor_ready", &[], f64::from(u8::from(ready.is_ok())));
     }
+    let records = app.catalog.call(|db| super::catalog::DomainRecord::list(db, "", usize::MAX)).await?;
     for (record, view) in records.iter().zip(app.views(&records).await) {
         let domain = record.name.as_str();
         let words = (super::view::mode_words(view.mode()), super::view::status_words(view.status()));
@@ -144,7 +145,8 @@ async fn gather(app: &Appliance) -> Result<String> {
         if let Some(hosted) = app.hosting.get(&record.name) {
             protection(&page, domain, &hosted.status().await);
         }
-        if let Some((_, seen)) = app.world.followers().seen(&record.name) {
+        if let Some((plan, seen)) = app.world.followers().seen(&record.name) {
+            page.set("freshet_domain_log_size_bytes", &[domain], figure(plan.dr.log_size));
             following(&page, domain, &seen);
         }
     }
@@ -171,6 +173,7 @@ fn protection(page: &Page, domain: &str, status: &ProtectStatus) {
     ] {
         page.set(name, &[domain], value);
     }
+    memory(page, domain, &status.memory);
     if let Some(sync) = &status.sync {
         page.set("freshet_domain_sync_total_bytes", &[domain], figure(sync.total));
         page.set("freshet_domain_sync_done_bytes", &[domain], figure(sync.done));
@@ -181,6 +184,9 @@ fn protection(page: &Page, domain: &str, status: &ProtectStatus) {
         }
         for disk in &vm.disks {
             let labels = [domain, vm.name.as_str(), disk.name.as_str()];
+            if let Some(rpo) = disk.rpo_ms {
+                page.set("freshet_disk_rpo_seconds", &labels, figure(rpo) / 1000.0);
+            }
             for (name, value) in [
                 ("freshet_disk_size_bytes", disk.size),
                 ("freshet_disk_dirty_bytes", disk.dirty),
@@ -192,6 +198,35 @@ fn protection(page: &Page, domain: &str, status: &ProtectStatus) {
                 page.set(name, &labels, figure(value));
             }
         }
+    }
+}
+
+/// A budget of memory by its parts.
+fn memory(page: &Page, domain: &str, parts: &[MemoryUse]) {
+    for MemoryUse { part, used, size } in parts {
+        page.set("freshet_domain_memory_used_bytes", &[domain, part], figure(*used));
+        page.set("freshet_domain_memory_size_bytes", &[domain, part], figure(*size));
+    }
+}
+
+/// Disks that follow a domain, each by itself: all of them land and are applied together.
+fn following_disks(page: &Page, domain: &str, seen: &Seen) {
+    let bytes: BTreeMap<&str, &DiskBytes> = seen.counts.disks.iter().map(|of| (of.disk.as_str(), of)).collect();
+    for (vm, disk) in seen.counts.here.iter() {
+        let labels = [domain, vm.as_str(), disk.as_str()];
+        for (name, stand) in
+            [("freshet_disk_landed_point", seen.state.landed), ("freshet_disk_applied_point", seen.state.applied)]
+        {
+            if let Some(stand) = stand {
+                page.set(name, &labels, figure(stand.point.get()));
+            }
+        }
+        if let Some(lag) = seen.lag() {
+            page.set("freshet_disk_lag_seconds", &labels, lag.as_secs_f64());
+        }
+        let of = bytes.get(format!("{vm}/{disk}").as_str());
+        page.set("freshet_disk_hydrate_total_bytes", &labels, figure(of.map_or(0, |of| of.total)));
+        page.set("freshet_disk_hydrate_done_bytes", &labels, figure(of.map_or(0, |of| of.done)));
     }
 }
 
@@ -209,6 +244,11 @@ fn following(page: &Page, domain: &str, seen: &Seen) {
         page.set("freshet_domain_lag_seconds", &[domain], lag.as_secs_f64());
     }
     page.set("freshet_domain_unapplied_bytes", &[domain], figure(seen.state.unapplied));
+    page.set("freshet_domain_log_used_bytes", &[domain], figure(seen.state.unapplied));
+    if seen.running {
+        memory(page, domain, &seen.counts.memory);
+    }
+    following_disks(page, domain, seen);
     page.set("freshet_domain_hydrate_total_bytes", &[domain], figure(seen.counts.total));
     page.set("freshet_domain_hydrate_done_bytes", &[domain], figure(seen.counts.done));
 }

@@ -32,6 +32,7 @@ pub struct Metric {
 const DOMAIN: &[&str] = &["domain"];
 const VM: &[&str] = &["domain", "vm"];
 const DISK: &[&str] = &["domain", "vm", "disk"];
+const PART: &[&str] = &["domain", "part"];
 const STORE: &[&str] = &["store"];
 
 const fn gauge(
@@ -56,13 +57,13 @@ const fn counter(
 pub const METRICS: &[Metric] = &[
     gauge("freshet_info", "", &["site", "version"], "Always 1"),
     gauge("freshet_start_time_seconds", "seconds", &[], "When the appliance started, since 1970"),
-    gauge("freshet_domain_info", "", &["domain", "store", "mode", "status"], "Always 1; mode and status in words"),
     gauge(
         "freshet_hypervisor_ready",
         "",
         &[],
         "1 while what runs guests here can be used; absent where none is set up",
     ),
+    gauge("freshet_domain_info", "", &["domain", "store", "mode", "status"], "Always 1; mode and status in words"),
     gauge("freshet_domain_rpo_seconds", "seconds", DOMAIN, "What would be lost now; absent where a VM has no point"),
     gauge("freshet_domain_point", "", DOMAIN, "Newest point that is part of the domain"),
     gauge("freshet_domain_captured_point", "", DOMAIN, "Newest segment that was cut here"),
@@ -70,6 +71,13 @@ pub const METRICS: &[Metric] = &[
     gauge("freshet_domain_waiting_memory_bytes", "bytes", DOMAIN, "Of these, what is in memory and not in the log"),
     gauge("freshet_domain_log_used_bytes", "bytes", DOMAIN, "Replication log in use"),
     gauge("freshet_domain_log_size_bytes", "bytes", DOMAIN, "Replication log"),
+    gauge(
+        "freshet_domain_memory_used_bytes",
+        "bytes",
+        PART,
+        "Budget of memory of what is protected or follows, by its parts: what is used of it",
+    ),
+    gauge("freshet_domain_memory_size_bytes", "bytes", PART, "The same: what there is of it"),
     gauge("freshet_domain_sync_total_bytes", "bytes", DOMAIN, "Disks that are being synced; absent where none is"),
     gauge("freshet_domain_sync_done_bytes", "bytes", DOMAIN, "Of these, what is done"),
     gauge("freshet_domain_hold_seconds", "seconds", DOMAIN, "How long each write is held now"),
@@ -96,6 +104,22 @@ pub const METRICS: &[Metric] = &[
     counter("freshet_domain_shipped_bytes", "bytes", DOMAIN, "Segments that were shipped"),
     counter("freshet_domain_shipped_segments", "", DOMAIN, "The same, counted"),
     gauge("freshet_vm_rpo_seconds", "seconds", VM, "What would be lost of the VM now; absent where it has no point"),
+    gauge(
+        "freshet_disk_rpo_seconds",
+        "seconds",
+        DISK,
+        "What would be lost of the disk now; absent where no point of its VM had all of it",
+    ),
+    gauge(
+        "freshet_disk_landed_point",
+        "",
+        DISK,
+        "Where it follows: newest point that landed, of all disks of its domain",
+    ),
+    gauge("freshet_disk_applied_point", "", DISK, "The same: the point that the disk equals, as all of its domain do"),
+    gauge("freshet_disk_lag_seconds", "seconds", DISK, "The same: age of the landed point, by the store's clock"),
+    gauge("freshet_disk_hydrate_total_bytes", "bytes", DISK, "The same: unique live bytes to bring, as far as known"),
+    gauge("freshet_disk_hydrate_done_bytes", "bytes", DISK, "Of these, what is there"),
     gauge("freshet_disk_size_bytes", "bytes", DISK, "The disk"),
     gauge("freshet_disk_dirty_bytes", "bytes", DISK, "What a crash now would read back"),
     gauge("freshet_disk_unsynced_bytes", "bytes", DISK, "What the store may lack"),
