@@ -5,9 +5,11 @@ use serde_json::json;
 
 use super::appliance_args::{ApplianceArgs, age_of, answered, confirmed, list_of, report, seconds, table, when};
 use super::context::Context;
+use super::copies;
 use super::move_view::move_lines;
 use super::report::Report;
 use super::units::bytes;
+use super::values::parse_disk_id;
 use crate::control::proto::{
     CreateDomainRequest, CutPointRequest, DeleteDomainRequest, Diverged, Domain as Shown, DomainMode, Follow,
     ForgetDomainRequest, GetDomainRequest, ImportAllDomainsRequest, ImportDomainRequest, ListDomainsRequest,
@@ -15,6 +17,7 @@ use crate::control::proto::{
 };
 use crate::control::{from_status, json_of, mode_words, status_words};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ids::DiskId;
 
 /// Protected domains of an appliance
 #[derive(Debug, Args)]
@@ -41,6 +44,10 @@ enum DomainCommand {
     Delete(Confirmed),
     /// Cut a point now and wait until it is part of the domain
     Point(Point),
+    /// List the copies of disks that left the domain, which are kept here until they are deleted
+    Copies(One),
+    /// Delete the kept copy of a disk that left the domain, for good; says what that is, and asks
+    DeleteCopy(DeleteCopy),
 }
 
 #[derive(Debug, Args)]
@@ -101,6 +108,18 @@ struct Confirmed {
 }
 
 #[derive(Debug, Args)]
+struct DeleteCopy {
+    #[command(flatten)]
+    one: One,
+    /// Identity of the disk, as `domain copies` shows it
+    #[arg(value_name = "ID", value_parser = parse_disk_id)]
+    id: DiskId,
+    /// Answer yes: what the disk was called
+    #[arg(long, value_name = "VM/DISK")]
+    yes: Option<String>,
+}
+
+#[derive(Debug, Args)]
 struct Point {
     #[command(flatten)]
     one: One,
@@ -147,6 +166,10 @@ impl Domain {
                     text.push_str(&format!("\nVM {} was not frozen: {}", vm.vm, vm.why));
                 }
                 report(&cut, text)
+            }
+            DomainCommand::Copies(one) => copies::list(&one.appliance, &one.name).await,
+            DomainCommand::DeleteCopy(DeleteCopy { one, id, yes }) => {
+                copies::delete(&one.appliance, &one.name, id, yes.as_deref()).await
             }
         }
     }
@@ -270,6 +293,10 @@ fn text(d: &Shown) -> String {
     }
     if let Some(diverged) = &d.diverged {
         out += &diverged_text(diverged);
+    }
+    if let Some(kept) = d.kept_copies.filter(|kept| *kept > 0) {
+        let size = bytes(d.kept_copy_bytes);
+        out += &format!("{kept} copies of disks that left it are kept ({size}): freshet domain copies {}\n", d.name);
     }
     for problem in &d.problems {
         out += &format!("problem: {problem}\n");

@@ -8,6 +8,7 @@
 mod appliance_args;
 mod config;
 mod context;
+mod copies;
 mod demo;
 mod demo_guest;
 mod domain;

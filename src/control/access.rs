@@ -48,6 +48,8 @@ pub const ROLES: &[(&str, Role)] = &[
     ("/freshet.v1.DomainService/PrepareDeleteDomain", Role::Admin),
     ("/freshet.v1.DomainService/DeleteDomain", Role::Admin),
     ("/freshet.v1.DomainService/CutPoint", Role::Operator),
+    ("/freshet.v1.DomainService/ListKeptCopies", Role::Viewer),
+    ("/freshet.v1.DomainService/DeleteKeptCopy", Role::Admin),
     ("/freshet.v1.VmService/ProtectVm", Role::Operator),
     ("/freshet.v1.VmService/UnprotectVm", Role::Operator),
     ("/freshet.v1.VmService/AddDisk", Role::Operator),

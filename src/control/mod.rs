@@ -37,6 +37,7 @@ mod catalog;
 mod change_over;
 mod client;
 mod confirm;
+mod copies;
 mod doubt;
 mod ends;
 mod fault;
@@ -57,8 +58,8 @@ pub mod settings;
 mod socket_group;
 mod stores;
 mod taking_in;
-mod turns;
 mod told;
+mod turns;
 mod view;
 mod world;
 

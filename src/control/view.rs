@@ -170,6 +170,11 @@ impl Appliance {
             }
             None => self.fill_looked(&mut view, record, look.as_ref()),
         }
+        // A file system that hangs is told by what needs it.
+        if let Ok(Ok(copies)) = tokio::time::timeout_at(deadline, self.kept_copies(&record.name)).await {
+            view.kept_copies = Some(u32::try_from(copies.len()).unwrap_or(u32::MAX));
+            view.kept_copy_bytes = copies.iter().map(|(_, copy)| copy.held).sum();
+        }
         self.fill_facts(&mut view, record, deadline).await;
         self.fill_moves(&mut view, record);
         if let Some(follow) = view.follow.as_ref().filter(|follow| !follow.problem.is_empty()) {
@@ -177,14 +182,14 @@ impl Appliance {
             view.problems.push(format!("{how} {}", follow.problem));
         }
         view.problems.extend(self.guests.of(&record.name));
+        if let Some(why) = self.hypervisor_problem().filter(|_| self.hosting.get(&record.name).is_some()) {
+            view.problems.push(format!("no VM can be started here: {why}"));
+        }
         view
     }
 
     /// From the moves that are under way. A VM that is not served yet is shown for its move alone.
     fn fill_moves(&self, view: &mut proto::Domain, record: &DomainRecord) {
-        if let Some(why) = self.hypervisor_problem().filter(|_| self.hosting.get(&record.name).is_some()) {
-            view.problems.push(format!("no VM can be started here: {why}"));
-        }
         for (vm, shown) in self.moves.of(&record.name) {
             let at = view.vms.iter().position(|one| one.name == vm.as_str()).unwrap_or_else(|| {
                 let status = ProtectionStatus::Initializing.into();

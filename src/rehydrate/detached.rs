@@ -8,10 +8,11 @@
 //! Their old place is free for another disk of that name. Invariant: a copy is moved whole, by renaming, and deleted only
 //! by who names its identity. A disk that stands at a place of the operator's own is left there.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
-use crate::ids::{DiskId, Name};
+use crate::ids::{DiskId, Name, Time};
 
 use super::disks::create_dirs_durably;
 
@@ -23,12 +24,20 @@ const DIR: &str = ".detached";
 pub struct DetachedDisk {
     /// Identity of the disk: by this it is deleted.
     pub disk: DiskId,
+    /// VM that it belonged to.
+    pub vm: Name,
+    /// Name that it had in the VM.
+    pub name: Name,
     /// `vm/disk`, as it was called.
     pub label: String,
     /// Its file.
     pub path: PathBuf,
-    /// Bytes of the file.
+    /// Bytes of the disk.
     pub size: u64,
+    /// Bytes that it takes: deleting it frees them.
+    pub held: u64,
+    /// When it left, as far as the file system tells: when the file was moved here, or changed otherwise since.
+    pub left: Time,
 }
 
 /// The kept copies of disks that left `domain`, in `datastore`, sorted by name.
@@ -41,8 +50,18 @@ pub fn detached(datastore: &Path, domain: &Name) -> Result<Vec<DetachedDisk>> {
         let Some(vm) = Name::from_key(&vm) else { continue };
         for (file, path) in entries(&dir)? {
             let Some((disk, id)) = parse(&file) else { continue };
-            let size = std::fs::metadata(&path).io_context(|| format!("look at {}", path.display()))?.len();
-            out.push(DetachedDisk { disk: id, label: format!("{vm}/{disk}"), path, size });
+            let seen = match std::fs::symlink_metadata(&path) {
+                // It is back in the domain, or deleted, since its directory was read.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                seen => seen.io_context(|| format!("look at {}", path.display()))?,
+            };
+            if !seen.is_file() {
+                continue;
+            }
+            let (size, held) = (seen.len(), seen.blocks().saturating_mul(512));
+            let left = u64::try_from(seen.ctime()).unwrap_or(0).saturating_mul(1000);
+            let (label, left) = (format!("{vm}/{disk}"), Time::from_millis(left));
+            out.push(DetachedDisk { disk: id, vm: vm.clone(), name: disk, label, path, size, held, left });
         }
     }
     out.sort_by(|a, b| (&a.label, a.disk).cmp(&(&b.label, b.disk)));
@@ -61,7 +80,10 @@ pub fn delete_detached(datastore: &Path, domain: &Name, disk: DiskId) -> Result<
         let why = format!("datastore {} keeps no detached copy of disk {disk} of domain {domain}", datastore.display());
         return Err(Error::new(ErrorKind::NotFound, format!("{why}; there are: {there}")));
     };
-    std::fs::remove_file(&found.path).io_context(|| format!("delete {}", found.path.display()))?;
+    let context = || format!("delete {}", found.path.display());
+    std::fs::remove_file(&found.path).io_context(context)?;
+    let dir = found.path.parent().unwrap_or(Path::new("."));
+    std::fs::File::open(dir).and_then(|dir| dir.sync_all()).io_context(context)?;
     Ok(found.path.clone())
 }
 
@@ -128,7 +150,13 @@ mod tests {
         let taken = rename(&dir.path().join("file"), &place(&root, &vm, &disk, ids[0])).unwrap_err();
         assert_eq!(taken.kind(), ErrorKind::Io, "{taken}");
         std::fs::write(root.join(DIR).join(vm.key()).join("stranger"), "x").unwrap();
+        // Neither what is none of ours, nor a directory or a link of such a name.
+        let other = DiskId::from_bytes([3; 16]);
+        std::fs::create_dir(place(&root, &vm, &disk, other)).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", place(&root, &vm, &disk, DiskId::from_bytes([4; 16]))).unwrap();
+        assert_eq!(delete_detached(dir.path(), &domain, other).unwrap_err().kind(), ErrorKind::NotFound);
         let kept = detached(dir.path(), &domain).unwrap();
+        assert!(kept.iter().all(|k| k.held >= 100 && k.left > Time::from_millis(1_600_000_000_000)), "{kept:?}");
         assert_eq!(
             kept.iter().map(|k| (k.disk, k.label.as_str(), k.size)).collect::<Vec<_>>(),
             [(ids[0], "a.b/x.y", 100), (ids[1], "a.b/x.y", 100)]

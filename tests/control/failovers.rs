@@ -1,10 +1,11 @@
 //! Two sites that have nothing in common but the storage site, with a hypervisor each, and every mode in turn. Content is
 //! checked at the disks, through the exports that guests get.
 
+use freshet::control::proto::DeleteKeptCopyRequest;
 use serde_json::Value;
 
 use super::appliance::{MIB, PATIENCE, Place};
-use super::figures::options_file;
+use super::figures::{options_file, page, value};
 use crate::support::site;
 use freshet::s3_server::{Fault, Options, Rule, S3Server, Verb};
 
@@ -337,8 +338,87 @@ fn what_a_site_knows_by_itself_is_shown_while_the_store_is_away_and_following_en
         .appliance
         .until("d", "the new place", |shown| number(&shown["follow"]["applied"]["number"]).is_some_and(|n| n >= point));
     assert!(std::path::Path::new(&other).join("d/web/root.raw").is_file());
+    figures_of_what_follows(&second);
+    let kept = a_disk_leaves(&first, &second, &other);
+    delete_the_kept_copy(&second, &kept);
     let events = second.ask(&["event", "list"]).to_string();
     assert!(events.contains("task ended"), "{events}");
+}
+
+/// Each disk has the figures of what is so of it, and the budgets are told.
+fn figures_of_what_follows(second: &Site<'_>) {
+    let text = page(&second.appliance);
+    let of_disk = |name: &str| value(&text, &format!("{name}{{domain=\"d\",vm=\"web\",disk=\"root\"}}"));
+    let of_domain = |name: &str| value(&text, &format!("{name}{{domain=\"d\"}}"));
+    for what in ["landed_point", "applied_point"] {
+        let own = of_disk(&format!("freshet_disk_{what}"));
+        assert!(own > Some(0.0) && own == of_domain(&format!("freshet_domain_{what}")), "{what}: {text}");
+    }
+    assert!(of_disk("freshet_disk_lag_seconds").is_some(), "{text}");
+    let (total, done) = (of_disk("freshet_disk_hydrate_total_bytes"), of_disk("freshet_disk_hydrate_done_bytes"));
+    assert!(total >= Some(8192.0) && total == done, "{text}");
+    assert_eq!(of_domain("freshet_domain_log_size_bytes"), Some((256 * MIB) as f64));
+    for part in ["fetched", "landed", "decoded"] {
+        let of = |name: &str| value(&text, &format!("{name}{{domain=\"d\",part=\"{part}\"}}"));
+        let (used, size) = (of("freshet_domain_memory_used_bytes"), of("freshet_domain_memory_size_bytes"));
+        assert!(size >= Some(MIB as f64) && used <= size && used.is_some(), "{part}: {text}");
+    }
+    assert_eq!(of_disk("freshet_disk_rpo_seconds"), None, "that is told where it is protected: {text}");
+}
+
+/// A disk joins the domain, and leaves it again; the copy of it that is kept.
+fn a_disk_leaves(first: &Site<'_>, second: &Site<'_>, datastore: &str) -> std::path::PathBuf {
+    let extra = first.place.path("extra");
+    std::fs::write(&extra, vec![5; MIB as usize]).unwrap();
+    first.ask(&["vm", "add-disk", "d", "web", "--disk", &format!("extra={}", extra.display())]);
+    let copy = std::path::Path::new(datastore).join("d/web/extra.raw");
+    let began = std::time::Instant::now();
+    while std::fs::read(&copy).ok().is_none_or(|bytes| bytes != vec![5; MIB as usize]) {
+        assert!(began.elapsed() < PATIENCE, "the disk that joined is not here");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert_eq!(second.ask(&["domain", "show", "d"])["kept_copies"].as_u64().unwrap_or_default(), 0);
+    first.ask(&["vm", "remove-disk", "d", "web", "extra"]);
+    let one = |shown: &Value| number(&shown["kept_copies"]) == Some(1);
+    second.appliance.until("d", "the copy of the disk that left", one);
+    assert!(!copy.exists());
+    let told = second.ask(&["domain", "copies", "d"]);
+    std::path::PathBuf::from(told["copies"][0]["path"].as_str().unwrap())
+}
+
+/// A kept copy is told, and deleted by who names it twice, and by nobody else.
+fn delete_the_kept_copy(second: &Site<'_>, path: &std::path::Path) {
+    assert!(std::fs::read(path).unwrap() == vec![5; MIB as usize], "{}", path.display());
+    let told = second.ask(&["domain", "copies", "d"]);
+    let (copy, id) = (&told["copies"][0], told["copies"][0]["disk_id"].as_str().unwrap());
+    assert_eq!(told["copies"].as_array().unwrap().len(), 1, "{told:#}");
+    assert_eq!((copy["vm"].as_str(), copy["disk"].as_str()), (Some("web"), Some("extra")), "{told:#}");
+    assert_eq!(number(&copy["size_bytes"]), Some(MIB), "{told:#}");
+    assert!(number(&copy["held_bytes"]) >= Some(MIB) && copy["left"].is_string(), "{told:#}");
+    let shown = second.ask(&["domain", "show", "d"]);
+    assert_eq!(number(&shown["kept_copy_bytes"]), number(&copy["held_bytes"]), "{shown:#}");
+
+    let delete =
+        |id: &str, yes: &[&str]| second.appliance.ask(&[&["domain", "delete-copy", "d", id][..], yes].concat());
+    let asked = delete(id, &[]).bad(4);
+    assert!(asked.contains("web/extra") && asked.contains(&path.display().to_string()), "{asked}");
+    assert!(delete(id, &["--yes", "web/root"]).bad(2).contains("nothing was done"));
+    let other = "00000000-0000-4000-8000-000000000000";
+    assert!(delete(other, &["--yes", "web/extra"]).bad(9).contains("domain copies"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let unconfirmed = runtime.block_on(async {
+        let (domain, disk_id) = ("d".to_owned(), id.to_owned());
+        let request = DeleteKeptCopyRequest { domain, disk_id, confirm: "web/root".to_owned() };
+        second.appliance.client().await.domains().delete_kept_copy(request).await.unwrap_err()
+    });
+    assert!(unconfirmed.message().contains("what the disk was called"), "{unconfirmed:?}");
+    assert!(path.exists());
+    delete(id, &["--yes", "web/extra"]).good();
+    assert!(!path.exists());
+    delete(id, &["--yes", "web/extra"]).bad(9);
+    let events = second.ask(&["event", "list", "--subject", "d"]).to_string();
+    assert!(events.contains("kept copy deleted") && events.contains(id), "{events}");
+    assert_eq!(number(&second.ask(&["domain", "show", "d"])["kept_copies"]).unwrap_or_default(), 0);
 }
 
 #[test]

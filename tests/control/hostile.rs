@@ -49,6 +49,16 @@ async fn absurd_fields_are_named_and_nothing_is_done() {
         domains.cut_point(CutPointRequest { domain: "d".into(), within_ms: u64::MAX, quiesce: false }).await,
         "within_ms",
     );
+    is_about(domains.list_kept_copies(ListKeptCopiesRequest::default()).await, "domain");
+    let copy = |domain: &str, disk_id: &str| DeleteKeptCopyRequest {
+        domain: domain.into(),
+        disk_id: disk_id.into(),
+        confirm: "web/root".into(),
+    };
+    is_about(domains.delete_kept_copy(copy("a\nb", "")).await, "domain");
+    is_about(domains.delete_kept_copy(copy("d", "../../etc/passwd")).await, "disk_id");
+    let none = domains.delete_kept_copy(copy("d", "00000000-0000-4000-8000-000000000000")).await.unwrap_err();
+    assert_eq!(none.code(), Code::NotFound, "{none:?}");
     is_about(vms.protect_vm(protect(Vec::new())).await, "disks");
     is_about(vms.protect_vm(protect(vec![disk("a", "/x"); 1025])).await, "disks");
     is_about(vms.protect_vm(protect(vec![disk("a", "x")])).await, "disks[0].path");

@@ -13,6 +13,7 @@ use crate::failover::{
     TaskKind, TaskProgress, TaskState, VmSetting, VmSettings, point_of_no_return,
 };
 use crate::ids::{Name, SegmentNo, Time};
+use crate::rehydrate::DetachedDisk;
 
 /// Most entries of a mapping.
 const MOST_ENTRIES: usize = 10_000;
@@ -346,5 +347,18 @@ pub(super) fn task(task: &Task) -> proto::Task {
         cancellable: !task.state.is_terminal() && point_of_no_return(task).is_none(),
         ended: stamp(task.ended),
         trouble: task.trouble.clone().unwrap_or_default(),
+    }
+}
+
+/// A kept copy.
+pub(super) fn kept_copy(copy: &DetachedDisk) -> proto::KeptCopy {
+    proto::KeptCopy {
+        disk_id: copy.disk.to_string(),
+        vm: copy.vm.to_string(),
+        disk: copy.name.to_string(),
+        path: copy.path.display().to_string(),
+        size_bytes: copy.size,
+        held_bytes: copy.held,
+        left: Some(timestamp(copy.left)),
     }
 }

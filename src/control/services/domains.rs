@@ -7,7 +7,7 @@ use futures::StreamExt;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
-use super::{Messages, Services, caller, erase, fields};
+use super::{Messages, Services, caller, convert, erase, fields};
 use crate::control::appliance::Appliance;
 use crate::control::catalog::{self, DomainRecord, Origin, StoreRecord};
 use crate::control::fault::{Done, Fault};
@@ -16,7 +16,7 @@ use crate::control::proto::domain_service_server::DomainService;
 use crate::control::proto::{self, *};
 use crate::error::{Error, ErrorKind};
 use crate::failover::World;
-use crate::ids::Name;
+use crate::ids::{DiskId, Name};
 use crate::store::{Domain as StoreDomain, list_domains};
 
 /// Time between two looks of a watcher.
@@ -29,6 +29,8 @@ const MOST_WITHIN: Duration = Duration::from_secs(3600);
 /// Usual and most domains of a page.
 const PAGE: usize = 1000;
 const MOST_PAGE: usize = 10_000;
+/// Most kept copies of an answer.
+const MOST_COPIES: usize = 10_000;
 
 #[tonic::async_trait]
 impl DomainService for Services {
@@ -206,6 +208,37 @@ impl DomainService for Services {
             Ok(CutPointResponse { point: cut.point, quiesced: cut.whole, left_out: left_out.collect() })
         });
         Ok(Response::new(point.await?))
+    }
+
+    async fn list_kept_copies(
+        &self,
+        request: Request<ListKeptCopiesRequest>,
+    ) -> Result<Response<ListKeptCopiesResponse>, Status> {
+        let domain = request.into_inner().domain;
+        let name = fields::name("domain", &domain)?;
+        let about = |e: Error| Fault::from(e).about(&domain);
+        self.app.domain(&name).await.map_err(about)?;
+        let all = self.app.kept_copies(&name).await.map_err(about)?;
+        let more = all.len().saturating_sub(MOST_COPIES) as u64;
+        let copies = all.iter().take(MOST_COPIES).map(|(_, copy)| convert::kept_copy(copy)).collect();
+        Ok(Response::new(ListKeptCopiesResponse { copies, more }))
+    }
+
+    async fn delete_kept_copy(
+        &self,
+        request: Request<DeleteKeptCopyRequest>,
+    ) -> Result<Response<DeleteKeptCopyResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let (app, asked, by) = (Arc::clone(&self.app), request.into_inner(), caller.clone());
+        let subject = asked.domain.clone();
+        let deleted = self.app.act(&caller, "DomainService/DeleteKeptCopy", &subject, async move {
+            let name = fields::name("domain", &asked.domain)?;
+            let disk = DiskId::parse(&asked.disk_id);
+            let disk = disk.ok_or_else(|| Fault::field("disk_id", "is no identity of a disk, which is a UUID"))?;
+            let deleted = app.delete_kept_copy(&by, &name, disk, &asked.confirm).await?;
+            Ok(DeleteKeptCopyResponse { deleted: Some(convert::kept_copy(&deleted)) })
+        });
+        Ok(Response::new(deleted.await?))
     }
 }
 
