@@ -63,7 +63,7 @@ pub(crate) async fn measure() {
     let began = Instant::now();
     for domain in &names {
         let plan = Some(plan(domain, &datastore.display().to_string()));
-        let start = StartContinuousFailoverRequest { plan, request_id: String::new() };
+        let start = StartContinuousFailoverRequest { plan, ..Default::default() };
         client.failover().start_continuous_failover(start).await.unwrap();
     }
     for domain in &names {

@@ -8,6 +8,7 @@ use super::context::Context;
 use super::copies;
 use super::move_view::move_lines;
 use super::report::Report;
+use super::task::follow;
 use super::units::bytes;
 use super::values::parse_disk_id;
 use crate::control::proto::{
@@ -38,8 +39,8 @@ enum DomainCommand {
     Create(InStore),
     /// Make domains of a storage site known here, for failover
     Import(Import),
-    /// Forget a domain here; neither the store nor disks are touched
-    Forget(Confirmed),
+    /// Forget a domain here; the store is not touched, and disks only with --delete-disks
+    Forget(Forget),
     /// Delete all objects of a domain from its storage site; says what that destroys, and asks
     Delete(Confirmed),
     /// Cut a point now and wait until it is part of the domain
@@ -108,6 +109,15 @@ struct Confirmed {
 }
 
 #[derive(Debug, Args)]
+struct Forget {
+    #[command(flatten)]
+    confirmed: Confirmed,
+    /// Delete what was recovered of it here: disks in the datastore, their replication log, definitions of its VMs
+    #[arg(long)]
+    delete_disks: bool,
+}
+
+#[derive(Debug, Args)]
 struct DeleteCopy {
     #[command(flatten)]
     one: One,
@@ -148,12 +158,22 @@ impl Domain {
                 report(&made.domain.unwrap_or_default(), format!("domain {} is known: protect its VMs", one.name))
             }
             DomainCommand::Import(import) => do_import(import).await,
-            DomainCommand::Forget(Confirmed { one, yes }) => {
-                let told = format!("the appliance forgets domain {}, with its runbooks", one.name);
+            DomainCommand::Forget(Forget { confirmed: Confirmed { one, yes }, delete_disks }) => {
+                let more = if delete_disks {
+                    ", and deletes its recovered disks and the definitions of its VMs here"
+                } else {
+                    ""
+                };
+                let told = format!("the appliance forgets domain {}, with its runbooks{more}", one.name);
                 confirmed(yes.as_deref(), &one.name, &told)?;
-                let mut client = one.appliance.connect().await?.domains();
-                let done = answered(client.forget_domain(ForgetDomainRequest { name: one.name.clone() }).await)?;
-                report(&done, format!("domain {} is forgotten here", one.name))
+                let client = one.appliance.connect().await?;
+                let confirm = if delete_disks { one.name.clone() } else { String::new() };
+                let request = ForgetDomainRequest { name: one.name.clone(), delete_disks, confirm };
+                let done = answered(client.domains().forget_domain(request).await)?;
+                match done.task {
+                    Some(task) => follow(&client, &task.id, context).await,
+                    None => report(&done, format!("domain {} is forgotten here", one.name)),
+                }
             }
             DomainCommand::Delete(Confirmed { one, yes }) => delete(one, yes.as_deref()).await,
             DomainCommand::Point(Point { one, within, quiesce }) => {

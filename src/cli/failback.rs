@@ -62,8 +62,9 @@ impl Failback {
             FailbackCommand::Continuous(Start { plan, begin }) => {
                 let plan = aimed(&plan, FailoverMode::Continuous, Direction::Failback)?;
                 begin
-                    .plan(context, plan, async |client: &Client, plan, _, request_id| {
-                        let request = StartContinuousFailbackRequest { plan: Some(plan), request_id };
+                    .plan(context, plan, async |client: &Client, plan, confirmation_token, request_id| {
+                        let request =
+                            StartContinuousFailbackRequest { plan: Some(plan), confirmation_token, request_id };
                         Ok(answered(client.failback().start_continuous_failback(request).await)?.task)
                     })
                     .await

@@ -156,8 +156,9 @@ impl Failover {
             FailoverCommand::Continuous(Continuous { plan, begin }) => {
                 let plan = aimed(&plan, FailoverMode::Continuous, Direction::Failover)?;
                 begin
-                    .plan(context, plan, async |client: &Client, plan, _, request_id| {
-                        let request = StartContinuousFailoverRequest { plan: Some(plan), request_id };
+                    .plan(context, plan, async |client: &Client, plan, confirmation_token, request_id| {
+                        let request =
+                            StartContinuousFailoverRequest { plan: Some(plan), confirmation_token, request_id };
                         Ok(answered(client.failover().start_continuous_failover(request).await)?.task)
                     })
                     .await

@@ -170,6 +170,9 @@ pub(super) fn text(findings: &[Finding], summary: Option<&PlanSummary>) -> Strin
     if !summary.loss.is_empty() {
         out += &format!("would be lost: {}\n", summary.loss);
     }
+    if !summary.overwritten.is_empty() {
+        out += &format!("would be overwritten: {}\n", summary.overwritten);
+    }
     for address in &summary.addressing {
         out += &format!("addresses: {address}\n");
     }

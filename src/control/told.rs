@@ -131,6 +131,7 @@ mod tests {
             basis: String::new(),
             loss: None,
             uncovered: Vec::new(),
+            overwritten: None,
             remote_conditions: Vec::new(),
             addressing: Vec::new(),
             starting: Vec::new(),

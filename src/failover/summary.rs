@@ -59,6 +59,8 @@ pub struct Summary {
     pub loss: Option<Loss>,
     /// VMs of which more than that is lost, or all: no point of now covers them.
     pub uncovered: Vec<Name>,
+    /// What this site's disks hold that no chain has, and that would be overwritten, in words; `None` where nothing is.
+    pub overwritten: Option<String>,
     /// What must be so at the other site for it to follow afterwards; empty where it was not asked for.
     pub remote_conditions: Vec<String>,
     /// Which cards get which addresses, and how; empty where none does.
@@ -99,6 +101,7 @@ impl FailoverPlan {
             basis: basis(rate, facts),
             loss: (takes && !self.failover.planned && !free).then_some(survey.loss),
             uncovered: facts.map(uncovered).filter(|_| takes && !self.failover.planned && !free).unwrap_or_default(),
+            overwritten: facts.and_then(|facts| overwritten(facts.disks)).filter(|_| act == Act::Start),
             remote_conditions: self.remote_conditions(facts.map(|f| &f.owner.site)),
             addressing: self.told_addresses(survey),
             starting: self.told_order(survey),
@@ -154,6 +157,13 @@ fn uncovered(facts: &DomainFacts) -> Vec<Name> {
     facts.vms.iter().filter(|vm| vm.status != VmStatus::Recoverable).map(|vm| vm.name.clone()).collect()
 }
 
+/// What no chain has of this site's disks.
+pub(super) fn overwritten(disks: LocalDisks) -> Option<String> {
+    let LocalDisks::Diverged { common, bytes } = disks else { return None };
+    let what = bytes.map_or("an unknown number of bytes".to_owned(), |bytes| format!("up to {bytes} bytes"));
+    Some(format!("this site wrote {what} after segment {} that no chain has", common.segment.get()))
+}
+
 /// What bytes and seconds rest on.
 fn basis(rate: Option<&Rate>, facts: Option<&DomainFacts>) -> String {
     let rate = rate.map_or("no rate was measured yet", |rate| &rate.basis);
@@ -164,6 +174,11 @@ fn basis(rate: Option<&Rate>, facts: Option<&DomainFacts>) -> String {
 }
 
 impl Summary {
+    /// Whether starting it wants a confirmation: something is lost, at the other site or at this one.
+    pub fn loses(&self) -> bool {
+        self.loss.is_some() || self.overwritten.is_some()
+    }
+
     /// What will be lost, in words; empty for nothing.
     pub fn loss_words(&self) -> String {
         let Some(loss) = self.loss else { return String::new() };

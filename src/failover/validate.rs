@@ -11,6 +11,7 @@ use super::plan::{Direction, DrSettings, FailoverMode, FailoverPlan};
 use super::runbook::Runbook;
 use super::runbook_check::{MAX_ENTRIES, MAX_TEXT, absurd_resources};
 use super::shape;
+use super::summary::overwritten;
 use super::survey::{Space, Survey};
 use super::words::VmStatus;
 use crate::ids::Name;
@@ -521,11 +522,9 @@ impl Check<'_> {
             let text = format!("{} ranges cannot be recovered: {}", survey.damage.len(), some(&survey.damage));
             self.error(Stage::Options, "accept_damage", text, "choose an older point, or accept the damage");
         }
-        if let Some(LocalDisks::Diverged { common, bytes }) = survey.facts.as_ref().map(|f| f.disks)
+        if let Some(text) = survey.facts.as_ref().and_then(|facts| overwritten(facts.disks))
             && !options.accept_divergence
         {
-            let what = bytes.map_or("an unknown number of bytes".to_owned(), |b| format!("up to {b} bytes"));
-            let text = format!("this site wrote {what} after segment {} that no chain has", common.segment.get());
             let remedy = "copy what is needed, then accept that it is overwritten";
             self.error(Stage::Options, "accept_divergence", text, remedy);
         }

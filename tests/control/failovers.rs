@@ -85,9 +85,13 @@ fn a_forced_failover_runs_at_the_other_site_and_the_old_one_is_fenced_and_comes_
     // It follows onto the disks that it has, and nothing that diverged is overwritten unless that is said.
     let back = first.datastore();
     let mut follow = vec!["failback", "continuous", "d", "--datastore", &back, "--in-place", "--log-size", "256MiB"];
-    follow.extend(["--yes", "d"]);
     let refused = first.appliance.ask(&follow).bad(4);
     assert!(refused.contains("diverge"), "{refused}");
+    // Said, and not confirmed by whoever has seen what that is.
+    let accepted = [&follow[..], &["--accept-divergence"]].concat();
+    let asked = first.appliance.ask(&accepted);
+    assert!(asked.code != Some(0) && asked.stderr.contains("would be overwritten: this site wrote"), "{asked:?}");
+    follow.extend(["--yes", "d"]);
     assert_eq!(first.guest().read(3 * MIB, 4096).unwrap(), [5; 4096], "it has what it wrote");
     follow.push("--accept-divergence");
     std::fs::write(first.hypervisor("vm-web"), "off\n").unwrap();
@@ -155,6 +159,19 @@ fn a_planned_completion_loses_nothing_and_comes_back_the_same_way() {
     first.runs("DOMAIN_MODE_PROTECTED");
     assert_eq!(second.power(), "off");
     assert_eq!((read(&first, 2 * MIB), read(&first, 3 * MIB), read(&first, MIB)), (3, 4, 7));
+
+    // What is left at the other site goes when that is said and confirmed, and the store and the first site's disks stay.
+    second.until_idle();
+    let disks = std::path::Path::new(&there).join("d");
+    assert!(disks.is_dir());
+    let forget = ["domain", "forget", "d", "--delete-disks"];
+    assert!(second.appliance.ask(&forget).code != Some(0) && disks.is_dir(), "not confirmed");
+    second.ask(&[&forget[..], &["--yes", "d"]].concat());
+    assert!(!disks.exists() && second.power().is_empty(), "{}", second.power());
+    assert_eq!(second.ask(&["domain", "list"])["domains"], serde_json::json!([]));
+    assert!(first.appliance.ask(&[&forget[..], &["--yes", "d"]].concat()).bad(4).contains("unprotect them first"));
+    write(&first, 2 * MIB, 5);
+    first.ask(&["domain", "point", "d"]);
 }
 
 #[test]

@@ -190,7 +190,10 @@ with open(guest, "w") as state:
 
 # Failback, as needed, onto the disks that are there.
 back = plan(first_disks, AS_NEEDED, BACK, planned=True, in_place=True, accept_divergence=True)
-task = first.ask("Failback", "StartFailback", plan=back).task
+print("not confirmed", fails(lambda: first.ask("Failback", "StartFailback", plan=back))[0])
+looked = first.ask("Failover", "PlanFailover", plan=back)
+print("overwritten", looked.summary.overwritten.startswith("this site wrote"))
+task = first.ask("Failback", "StartFailback", plan=back, confirmation_token=looked.confirmation_token).task
 print("back", *ended(first, task))
 print("home", until(first, "DOMAIN_MODE_PROTECTED"))
 idle(second)

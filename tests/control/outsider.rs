@@ -71,6 +71,8 @@ fn a_transcript_of_a_client_that_is_not_ours() {
         "forced TASK_STATE_DONE ['check', 'claim', 'finish', 'protect', 'define', 'start web', 'clean-up']",
         "runs second",
         "fenced second",
+        "not confirmed FAILED_PRECONDITION",
+        "overwritten True",
         "back TASK_STATE_DONE ['check', 'rehydrate', 'request', 'await-release', 'claim', 'finish', 'protect', 'define', \
          'delay', 'start web', 'clean-up']",
         "home first",

@@ -15,7 +15,7 @@ use crate::control::looks::check_identity;
 use crate::control::proto::domain_service_server::DomainService;
 use crate::control::proto::{self, *};
 use crate::error::{Error, ErrorKind};
-use crate::failover::World;
+use crate::failover::{Forget, Request as Wish, World};
 use crate::ids::{DiskId, Name};
 use crate::store::{Domain as StoreDomain, list_domains};
 
@@ -142,13 +142,20 @@ impl DomainService for Services {
             let name = fields::name("name", &asked.name)?;
             let _turn = app.turns.take(&name, &format!("{by} forgets it")).await?;
             app.domain(&name).await?;
-            erase::must_be_idle(&app, &name).await?;
+            erase::may_be_forgotten(&app, &name).await?;
+            if asked.delete_disks {
+                if asked.confirm != asked.name {
+                    return Err(Fault::field("confirm", "must be the domain's name, whose disks here are deleted"));
+                }
+                let wish = Wish::Forget(Forget { domain: name, delete_disks: true, accept_divergence: false });
+                let task = app.engine.submit(wish, &by).await?;
+                return Ok(Some(convert::task(&*app.engine.task(task)?)));
+            }
             // What follows it ends first: nobody could end it afterwards.
             World::forget(&*app.world, &name, false).await?;
-            Ok(())
+            Ok(None)
         });
-        forgotten.await?;
-        Ok(Response::new(ForgetDomainResponse {}))
+        Ok(Response::new(ForgetDomainResponse { task: forgotten.await? }))
     }
 
     async fn prepare_delete_domain(

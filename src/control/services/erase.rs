@@ -11,6 +11,7 @@ use crate::control::proto::{DeleteDomainRequest, Point, PrepareDeleteDomainRespo
 use crate::control::told::Told;
 use crate::control::view::timestamp;
 use crate::error::{Error, ErrorKind};
+use crate::failover::World;
 use crate::ids::{Name, SegmentRef, Time};
 use crate::scan::{DomainSummary, summarise};
 use crate::store::{DomainWriter, Inventory, StartOptions, erase};
@@ -25,6 +26,20 @@ pub(super) async fn must_be_idle(app: &Appliance, name: &Name) -> Done<()> {
         return Err(Fault::refused(format!("VMs of domain {name} are protected here; unprotect them first")));
     }
     Ok(())
+}
+
+/// Fails while a task works on the domain, or its VMs are protected here. Those that were until another site took it may be
+/// forgotten: nothing captures them.
+pub(super) async fn may_be_forgotten(app: &Appliance, name: &Name) -> Done<()> {
+    match must_be_idle(app, name).await {
+        Ok(()) => Ok(()),
+        Err(fault) if app.must_have_no_task(name).is_err() || app.hosting.get(name).is_some() => Err(fault),
+        Err(fault) => match app.world.facts(name).await {
+            Ok(facts) if facts.owner.site != facts.site => Ok(()),
+            // Its own, or that cannot be told now.
+            _ => Err(fault),
+        },
+    }
 }
 
 /// What a domain is, for whom it is deleted and for the token.

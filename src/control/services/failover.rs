@@ -65,10 +65,10 @@ impl FailoverService for Services {
         request: Request<StartContinuousFailoverRequest>,
     ) -> Result<Response<StartContinuousFailoverResponse>, Status> {
         let caller = caller(request.extensions())?;
-        let StartContinuousFailoverRequest { plan, request_id } = request.into_inner();
+        let StartContinuousFailoverRequest { plan, request_id, confirmation_token } = request.into_inner();
         let decided = Decided { mode: Some(Mode::Continuous), direction: Some(Direction::Failover) };
         let wish = planned(&self.app, plan.as_ref(), decided).await?;
-        let task = self.start(&caller, "FailoverService/StartContinuousFailover", wish, String::new(), request_id);
+        let task = self.start(&caller, "FailoverService/StartContinuousFailover", wish, confirmation_token, request_id);
         Ok(Response::new(StartContinuousFailoverResponse { task: Some(task.await?) }))
     }
 
@@ -165,10 +165,10 @@ impl FailbackService for Services {
         request: Request<StartContinuousFailbackRequest>,
     ) -> Result<Response<StartContinuousFailbackResponse>, Status> {
         let caller = caller(request.extensions())?;
-        let StartContinuousFailbackRequest { plan, request_id } = request.into_inner();
+        let StartContinuousFailbackRequest { plan, request_id, confirmation_token } = request.into_inner();
         let decided = Decided { mode: Some(Mode::Continuous), direction: Some(Direction::Failback) };
         let wish = planned(&self.app, plan.as_ref(), decided).await?;
-        let task = self.start(&caller, "FailbackService/StartContinuousFailback", wish, String::new(), request_id);
+        let task = self.start(&caller, "FailbackService/StartContinuousFailback", wish, confirmation_token, request_id);
         Ok(Response::new(StartContinuousFailbackResponse { task: Some(task.await?) }))
     }
 
@@ -371,7 +371,8 @@ struct Answer {
 fn told_of(wish: &Wish, planned: &Planned) -> Done<Told> {
     let owner = planned.summary.owner.as_ref();
     let owner = owner.map(|owner| format!("{} {}", owner.site, owner.generation)).unwrap_or_default();
-    Ok(Told::of_plan(format!("{} {owner}", digest(wish)?), &planned.summary))
+    let overwritten = planned.summary.overwritten.as_deref().unwrap_or_default();
+    Ok(Told::of_plan(format!("{} {owner} {overwritten}", digest(wish)?), &planned.summary))
 }
 
 fn act_of(wish: &Wish) -> String {
@@ -389,7 +390,7 @@ async fn look(app: &Appliance, caller: &Caller, wish: &Wish) -> Done<Answer> {
         token: String::new(),
         expires: None,
     };
-    if planned.summary.loss.is_some() && !wrong {
+    if planned.summary.loses() && !wrong {
         told.token = app.tokens.draw(&caller.name, &act_of(wish), told_of(wish, &planned)?);
         let life = u64::try_from(app.tokens.life().as_millis()).unwrap_or(u64::MAX);
         told.expires = Some(timestamp(Time::from_millis(app.now().millis().saturating_add(life))));
@@ -420,16 +421,25 @@ async fn begin(app: &Arc<Appliance>, caller: &Caller, asked: Asked) -> Done<prot
             wrong.join("\n  ")
         )));
     }
-    let wish = match planned.summary.loss {
-        None => wish,
-        Some(_) if token.is_empty() => {
+    let wish = match (planned.summary.loses(), &planned.summary.overwritten) {
+        (false, _) => wish,
+        (true, Some(overwritten)) if token.is_empty() => {
+            let why = format!(
+                "it overwrites what only this site has: {overwritten}; confirm that with the token of the plan"
+            );
+            return Err(Fault::refused(why));
+        }
+        (true, None) if token.is_empty() => {
             let loss = planned.summary.loss_words();
             let why = format!("it would lose {loss}; confirm that with the token of the plan, or choose a planned one");
             return Err(Fault::refused(why));
         }
-        Some(_) => {
+        (true, _) => {
             app.tokens.redeem(&token, &caller.name, &act_of(&wish), &told_of(&wish, &planned)?)?;
-            accepting(&wish, planned.summary.owner.as_ref().map(|owner| &owner.site))
+            match planned.summary.loss {
+                Some(_) => accepting(&wish, planned.summary.owner.as_ref().map(|owner| &owner.site)),
+                None => wish,
+            }
         }
     };
     let id = engine.submit_once(wish, &caller.name, once).await?;
