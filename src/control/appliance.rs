@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::access::Caller;
 use super::answers::Answers;
+use super::astray::Astray;
 use super::catalog::{self, Catalog, DomainRecord, EventRecord, Origin};
 use super::confirm::Tokens;
 use super::fault::{Done, Fault};
@@ -24,9 +25,7 @@ use crate::cancel::Cancel;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
 use crate::failover::{Engine, EngineSettings, World};
-use crate::hypervisor::{
-    DiskPlace, ExecDriver, GuestChange, GuestEvent, Hypervisor, LibvirtDriver, NoHypervisor, QemuDriver,
-};
+use crate::hypervisor::{ExecDriver, GuestChange, GuestEvent, Hypervisor, LibvirtDriver, NoHypervisor, QemuDriver};
 use crate::ids::{Name, Time};
 
 /// What the appliance itself does stands under this name in the events.
@@ -40,6 +39,7 @@ pub struct Appliance {
     pub(crate) hosting: Arc<Hosting>,
     pub(crate) looks: Arc<Looks>,
     pub(super) guests: Guests,
+    pub(super) astray: Astray,
     pub(super) moves: Moves,
     pub(crate) world: Arc<SiteWorld>,
     pub(crate) engine: Engine,
@@ -98,6 +98,7 @@ impl Appliance {
             hosting,
             looks,
             guests: Guests::default(),
+            astray: Astray::default(),
             moves: Moves::default(),
             world,
             engine,
@@ -207,24 +208,10 @@ impl Appliance {
         for domain in domains {
             let detail = format!("{}: {}", change.vm, change.detail);
             self.note("hypervisor", change.event.words(), domain.as_str(), Ok(()), &detail).await;
-            if change.event == GuestEvent::Started {
-                self.check_started(&domain, &change.vm).await;
-            }
         }
-    }
-
-    /// A guest that was started on other disks than those that are protected is told of.
-    async fn check_started(&self, domain: &Name, vm: &Name) {
-        let hypervisor = self.world.hypervisor_here();
-        let Some(guests) = hypervisor.guest_disks() else { return };
-        let Ok(Some(found)) = guests.look(vm).await else { return };
-        let exported = |disk: &&crate::hypervisor::FoundDisk| !matches!(disk.place, DiskPlace::Export { .. });
-        let off: Vec<&str> = found.disks.iter().filter(exported).map(|disk| disk.name.as_str()).collect();
-        if !off.is_empty() {
-            let detail =
-                format!("{vm}: runs on disks that are not served ({}): they are not protected", off.join(", "));
-            tracing::error!(%domain, "{detail}");
-            self.note("hypervisor", "guest unprotected", domain.as_str(), Err("refused"), &detail).await;
+        if change.event == GuestEvent::Started {
+            // On which disks, is looked at.
+            self.astray.look_soon();
         }
     }
 

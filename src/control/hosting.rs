@@ -122,7 +122,15 @@ impl Hosted {
         }
     }
 
-    /// Disks that guests are being copied onto.
+    /// All of the disks of a VM is compared, see [`Protection::doubt`].
+    pub(crate) async fn doubt(&self, vm: &Name) -> Result<()> {
+        match &*self.stage.read().await {
+            Stage::Running(protection) => protection.doubt(vm).await,
+            other => Err(Hosted::refuse(other)),
+        }
+    }
+
+    /// Disks that guests are being copied onto, or that guests do not run on.
     pub(crate) fn filling(&self) -> &crate::protect::Filling {
         &self.request.filling
     }

@@ -14,7 +14,7 @@
 //! | `access`, `fault`, `confirm`, `told`, `turns` | who may call; what errors look like; what is confirmed, of what was told; whose turn it is |
 //! | `appliance` | what the services share, and the rules of every act |
 //! | `stores`, `looks`, `hosting`, `view` | open stores; what was seen in them; protections that run; domains as they are shown |
-//! | `guests` | what is wrong with guests that run here |
+//! | `guests`, `astray` | what is wrong with guests that run here; those that run on other disks than the served ones |
 //! | `socket_group` | hypervisors of other users, let at their disks |
 //! | `answers` | what a site is told that asks for a domain of this one |
 //! | `ends` | how tasks ended, as events |
@@ -33,6 +33,7 @@
 mod access;
 mod answers;
 mod appliance;
+mod astray;
 mod catalog;
 mod change_over;
 mod client;

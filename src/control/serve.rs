@@ -124,6 +124,7 @@ async fn listen_and_serve(
         tokio::spawn(Arc::clone(app).keep_quiescing()),
         tokio::spawn(Arc::clone(app).keep_watching()),
         tokio::spawn(Arc::clone(app).keep_hearing()),
+        tokio::spawn(Arc::clone(app).keep_finding_strays()),
         tokio::spawn(metrics::serve(Arc::clone(app), metrics_at)),
     ];
     ready(&addresses)?;

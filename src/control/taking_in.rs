@@ -241,6 +241,24 @@ impl<'a> TakingIn<'a> {
         self.finish(vm, Trust::Nothing).await
     }
 
+    /// Points the definition of a VM that is off, and whose guest ran on other disks, at its exports again. One that does not
+    /// stray stays as it is.
+    ///
+    /// # Errors
+    /// `Refused` where it runs; what pointing it says.
+    pub(crate) async fn bring_home(&self, vm: &VmSource) -> Result<()> {
+        let Some(why) = self.app.astray.of(&self.record.name, self.vm) else { return Ok(()) };
+        let hypervisor = self.app.world.hypervisor_here();
+        if hypervisor.state(self.vm).await? == PowerState::Running && self.on_exports(vm).await? < vm.disks.len() {
+            return Err(Error::new(ErrorKind::Refused, format!("VM {}: {why}", self.vm)));
+        }
+        if hypervisor.state(self.vm).await? == PowerState::Off {
+            able(&*hypervisor)?.attach(self.vm, &self.specs(vm)).await?;
+        }
+        self.app.astray.look_soon();
+        Ok(())
+    }
+
     async fn finish_shown(&self, vm: &VmSource, trust: Trust, shown: &ShownMove<'_>) -> Result<()> {
         let hypervisor = self.app.world.hypervisor_here();
         let guests = able(&*hypervisor)?;

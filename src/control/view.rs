@@ -177,6 +177,7 @@ impl Appliance {
         }
         self.fill_facts(&mut view, record, deadline).await;
         self.fill_moves(&mut view, record);
+        self.fill_astray(&mut view, record);
         if let Some(follow) = view.follow.as_ref().filter(|follow| !follow.problem.is_empty()) {
             let how = if follow.running { "its disks follow, but" } else { "its disks do not follow now:" };
             view.problems.push(format!("{how} {}", follow.problem));
@@ -199,6 +200,21 @@ impl Appliance {
             view.vms[at].r#move = Some(shown);
         }
         view.problems.extend(self.moves.troubles(&record.name));
+    }
+
+    /// A VM whose guest runs on other disks is not recoverable, whatever points cover it.
+    fn fill_astray(&self, view: &mut proto::Domain, record: &DomainRecord) {
+        let astray = self.astray.vms(&record.name);
+        let mut any = false;
+        for vm in view.vms.iter_mut().filter(|vm| astray.iter().any(|name| name.as_str() == vm.name)) {
+            vm.set_status(ProtectionStatus::Error);
+            any = true;
+        }
+        let by_vms = [ProtectionStatus::Recoverable, ProtectionStatus::PartiallyRecoverable, ProtectionStatus::Resync];
+        if any && by_vms.contains(&view.status()) {
+            view.set_status(together(&view.vms));
+        }
+        view.problems.extend(self.astray.problems(&record.name));
     }
 
     /// From what the engine would act on, where there is more than a look tells: a task, disks that follow or are here.

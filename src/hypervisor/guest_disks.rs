@@ -3,6 +3,7 @@
 //! A driver that can do this offers it by [`Hypervisor::guest_disks`](super::Hypervisor::guest_disks). Every call may be
 //! made again after it failed or was cut off in the middle: it looks at what is so, and does what is missing.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -63,6 +64,26 @@ pub struct FoundVm {
     pub notes: Vec<String>,
 }
 
+/// A disk of a VM, and where it is, as far as that can be told at little cost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenDisk {
+    /// Its name in the VM.
+    pub name: String,
+    /// The name and Unix socket of the NBD export that it is on, where it is on one.
+    pub export: Option<(String, PathBuf)>,
+    /// Where it is, in words.
+    pub place: String,
+}
+
+/// Where the disks of a VM are: now of one that runs, at its next start of one that is off.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Whereabouts {
+    /// It runs.
+    pub running: bool,
+    /// Its hard disks, in order.
+    pub disks: Vec<SeenDisk>,
+}
+
 /// How far a disk that is moved is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyStage {
@@ -108,6 +129,12 @@ pub trait GuestDisks: Send + Sync {
     /// # Errors
     /// `Refused` with all the reasons why it cannot be recovered elsewhere; `Unreachable`.
     async fn look(&self, vm: &Name) -> Result<Option<FoundVm>>;
+
+    /// Where the disks of these VMs are, whatever else they have. VMs that are not known are left out.
+    ///
+    /// # Errors
+    /// `Unreachable`.
+    async fn whereabouts(&self, vms: &[Name]) -> Result<BTreeMap<Name, Whereabouts>>;
 
     /// Has a VM that is off use exports from its next start on. No byte is read or written.
     ///

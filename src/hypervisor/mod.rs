@@ -20,7 +20,9 @@ mod spec;
 mod subprocess;
 
 pub use exec::{EXEC_VERSION, ExecDriver, ExecSettings, MAX_ANSWER};
-pub use guest_disks::{CopyStage, DiskCopy, DiskPlace, FoundDisk, FoundVm, GuestDisks, MoveWatcher};
+pub use guest_disks::{
+    CopyStage, DiskCopy, DiskPlace, FoundDisk, FoundVm, GuestDisks, MoveWatcher, SeenDisk, Whereabouts,
+};
 pub use libvirt::{LIBVIRT_XML, LibvirtDriver, LibvirtSettings};
 pub use none::NoHypervisor;
 pub use qemu::{

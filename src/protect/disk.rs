@@ -190,7 +190,8 @@ impl ProtectedDisk {
 
     /// All regions may hold anything: they are marked, durably, and will be compared.
     pub(crate) async fn doubt_all(&self) -> Result<()> {
-        self.intent.begin_write(0..self.index.size).await?.uncaptured();
+        let mark = self.intent.begin_write(0..self.index.size).await?;
+        self.missed(mark);
         Ok(())
     }
 

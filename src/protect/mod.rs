@@ -77,5 +77,5 @@ pub use report::{
 pub use request::{
     DEFAULT_PROTECT_LOG, DEFAULT_PROTECT_MEMORY, DEFAULT_SEGMENT_AGE, MIN_PROTECT_MEMORY, Origin, ProtectRequest,
 };
-pub(crate) use unwatched::is_noted as is_noted_unwatched;
+pub(crate) use unwatched::{clear as clear_unwatched, is_noted as is_noted_unwatched, note as note_unwatched};
 pub use valve::CaptureMode;

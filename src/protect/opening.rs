@@ -197,7 +197,8 @@ impl Opener {
                     ));
                     disk.doubt_all().await?;
                 }
-                if unwatched {
+                // One that its guest may write to still, without us, keeps it.
+                if unwatched && !self.filling.has(&vm.name, name) {
                     // All of it is marked now, durably.
                     unwatched::clear(&image);
                 }

@@ -422,6 +422,21 @@ impl Protection {
         }
     }
 
+    /// All of the disks of a VM is compared with the chain before a point covers it again: somebody wrote to the images
+    /// without us.
+    ///
+    /// # Errors
+    /// `Refused` where nothing is captured now; what marking says.
+    pub async fn doubt(&self, vm: &Name) -> Result<()> {
+        let nothing = || Error::new(ErrorKind::Refused, "disks can be compared only while the domain is captured");
+        self.pipeline.as_ref().filter(|p| p.recorder.is_capturing()).ok_or_else(nothing)?;
+        let owner = self.members.catalogue().vm_named(vm.as_str()).map(|v| v.id);
+        for disk in self.members.disks().iter().filter(|disk| Some(disk.index_disk().vm) == owner) {
+            disk.doubt_all().await?;
+        }
+        Ok(())
+    }
+
     /// Protects a disk no longer; a VM without disks leaves the domain. Its recovered copies stay where they are.
     ///
     /// # Errors

@@ -1,8 +1,8 @@
 //! A note on an image itself that it was written to while its bitmap could not be: where the log store fails, it is the
-//! one place left that the next start looks at.
+//! one place left that the next start looks at. So is one whose guest runs on other disks than those that are served.
 //!
-//! Owns the note, an extended attribute. Invariant: it is durable before the first such write is made, and goes only after
-//! all of the disk is marked again. Block devices and some file systems have no place for it; then that is told.
+//! Owns the note, an extended attribute. Invariant: it is durable before the first such write is made, where that is ours to
+//! make, and goes only after all of the disk is marked again. Block devices and some file systems have no place for it; then that is told.
 
 use std::fs::File;
 use std::path::Path;
@@ -19,7 +19,7 @@ const NAME: &str = "user.freshet.unwatched";
 ///
 /// # Errors
 /// `Unsupported` or what the file system says.
-pub(super) fn note(image: &Path) -> Result<()> {
+pub(crate) fn note(image: &Path) -> Result<()> {
     let context = || format!("note on {} that it is written to unwatched", image.display());
     setxattr(image, NAME, b"1", XattrFlags::empty()).map_err(|e| Error::io(context(), e.into()))?;
     // Buys: the note is there after a power cut that the write after it survives.
@@ -40,7 +40,7 @@ pub(crate) fn is_noted(image: &Path) -> Result<bool> {
 }
 
 /// Takes it away. That it stays costs one more comparison.
-pub(super) fn clear(image: &Path) {
+pub(crate) fn clear(image: &Path) {
     if let Err(error) = removexattr(image, NAME) {
         tracing::warn!("take the note off {}: {error}", image.display());
     }

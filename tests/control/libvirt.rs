@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::appliance::{Place, Ran, freshet};
+use super::libvirt_life;
 use crate::support::console::Console;
 use crate::support::guest::Kernel;
 use crate::support::libvirt::{Libvirt, missing};
@@ -185,6 +186,7 @@ fn a_guest_is_moved_on_and_back_and_what_fails_or_is_killed_half_way_leaves_it_w
         console.wait("the disk on its export", || on_export(&site));
         site.appliance.until_recoverable("d");
         console.some_more();
+        libvirt_life::a_frozen_file_system_is_clean(&site, &place, &console);
 
         let back = site.ask(&["vm", "unprotect", "d", "web"]);
         assert!(back["notes"].to_string().contains("web.qcow2"), "{back:#}");
@@ -203,6 +205,7 @@ fn a_guest_is_moved_on_and_back_and_what_fails_or_is_killed_half_way_leaves_it_w
         site.appliance.until_recoverable("d");
         console.some_more();
         console.assert_no_alarm();
+        libvirt_life::it_strays_and_comes_back(&mut site, &place, &console);
     });
 }
 

@@ -14,6 +14,7 @@ mod hostile;
 mod libvirt;
 mod libvirt_daemon;
 mod libvirt_disks;
+mod libvirt_life;
 mod libvirt_refused;
 mod live;
 mod logs;

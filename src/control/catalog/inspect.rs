@@ -19,7 +19,7 @@ use crate::inspect::InspectReport;
 /// How every SQLite database begins.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 /// Tables whose rows are counted, and the version that brought each.
-const TABLES: [(&str, u32); 11] = [
+const TABLES: [(&str, u32); 12] = [
     ("store", 1),
     ("domain", 1),
     ("vm", 1),
@@ -31,6 +31,7 @@ const TABLES: [(&str, u32); 11] = [
     ("parked", 2),
     ("abandoned", 3),
     ("moving", 4),
+    ("astray", 7),
 ];
 
 /// What the catalog at `path` holds; with `list` each task and each entry of its journal. `None` where the file is no

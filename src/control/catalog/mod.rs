@@ -9,6 +9,7 @@
 //! | `schema` | tables, versions, the refusal of newer ones |
 //! | `stores`, `domains`, `disks`, `runbooks` | records by those names |
 //! | `moving` | VMs whose disks are being moved |
+//! | `astray` | VMs whose guests ran on other disks than those that are served |
 //! | `journal` | what happened to tasks |
 //! | `inspect` | looking at the file without an appliance |
 //! | `events` | who did what, when, and how it ended |
@@ -17,6 +18,7 @@
 //! one costs no data: domains are in the store, and are imported anew. Invariants: what a call answered is durable; one
 //! process has it at a time.
 
+mod astray;
 mod disks;
 mod domains;
 mod events;
@@ -38,6 +40,7 @@ use crate::datastore::DirLock;
 use crate::error::{Error, ErrorKind, IoResultExt, Result, ResultExt};
 use crate::ids::{Name, Time};
 
+pub(crate) use astray::{astray, stray, unstray};
 pub(crate) use disks::{domains_of, protect, protected, protected_domains, unprotect, unprotect_disk};
 pub(crate) use domains::{DomainRecord, Origin};
 pub(crate) use events::cut;

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) const APPLICATION: i64 = 0x4652_5348;
 
 /// What leads from version n to n + 1. Reasons stand beside each.
-const STEPS: [&str; 6] = [
+const STEPS: [&str; 7] = [
     // 1: the first.
     "CREATE TABLE site (one INTEGER PRIMARY KEY CHECK (one = 1), name TEXT NOT NULL, catalog TEXT NOT NULL,
         created INTEGER NOT NULL) STRICT;
@@ -48,6 +48,9 @@ const STEPS: [&str; 6] = [
     // 6: in which run of the guest that was, and that an operator was told to decide between both places.
     "ALTER TABLE moving ADD COLUMN run TEXT NOT NULL DEFAULT '';
      ALTER TABLE moving ADD COLUMN told INTEGER NOT NULL DEFAULT 0 CHECK (told IN (0, 1));",
+    // 7: VMs whose guests ran on other disks than those that are served.
+    "CREATE TABLE astray (domain TEXT NOT NULL, vm TEXT NOT NULL, since INTEGER NOT NULL, PRIMARY KEY (domain, vm),
+        FOREIGN KEY (domain, vm) REFERENCES vm (domain, name) ON DELETE CASCADE) STRICT;",
 ];
 
 /// The version that this program writes.

@@ -328,6 +328,30 @@ fn a_vm_that_is_moved_is_known_until_that_is_done_or_it_is_gone() {
 }
 
 #[test]
+fn a_guest_that_strays_is_known_since_when_until_it_is_back_or_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = open(dir.path()).unwrap();
+    let (d, web, at) = (n("d"), n("web"), Time::from_millis(7));
+    catalog
+        .call_blocking(|db| {
+            store("s").put(db).and_then(|()| domain("d").insert(db))?;
+            assert!(stray(db, &d, &web, at).is_err(), "the VM must be there");
+            disks::protect(db, &d, &vm())?;
+            stray(db, &d, &web, at)?;
+            stray(db, &d, &web, Time::from_millis(9))?;
+            assert_eq!(astray(db, &d)?, [(web.clone(), at)]);
+            unstray(db, &d, &web)?;
+            unstray(db, &d, &web)?;
+            assert_eq!(astray(db, &d)?, []);
+            stray(db, &d, &web, at)?;
+            disks::unprotect(db, &d, &web)?;
+            assert_eq!(astray(db, &d)?, []);
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
 fn a_catalog_of_the_version_before_is_brought_to_this_one_with_what_it_has() {
     let dir = tempfile::tempdir().unwrap();
     let catalog = open(dir.path()).unwrap();
@@ -341,7 +365,7 @@ fn a_catalog_of_the_version_before_is_brought_to_this_one_with_what_it_has() {
         .unwrap();
     drop(catalog);
     let back = "ALTER TABLE moving DROP COLUMN leaves; ALTER TABLE moving DROP COLUMN pivots; ALTER TABLE moving DROP COLUMN run;
-        ALTER TABLE moving DROP COLUMN told; PRAGMA user_version = 4;";
+        ALTER TABLE moving DROP COLUMN told; DROP TABLE astray; PRAGMA user_version = 4;";
     Connection::open(&path).unwrap().execute_batch(back).unwrap();
     assert_eq!(inspect_catalog(&path, false).unwrap().unwrap().value("version"), Some(&4.into()));
     let catalog = open(dir.path()).unwrap();
@@ -351,7 +375,7 @@ fn a_catalog_of_the_version_before_is_brought_to_this_one_with_what_it_has() {
         [Moving { vm: n("web"), fills: true, leaves: false, pivots: false, run: String::new(), told: false }]
     );
     drop(catalog);
-    assert_eq!(inspect_catalog(&path, false).unwrap().unwrap().value("version"), Some(&6.into()));
+    assert_eq!(inspect_catalog(&path, false).unwrap().unwrap().value("version"), Some(&7.into()));
 }
 
 #[test]

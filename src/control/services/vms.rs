@@ -175,7 +175,7 @@ async fn protect_found(app: &Arc<Appliance>, caller: &Caller, asked: &ProtectVmR
         match app.catalog.call(move |db| Moving::get(db, &which, &one)).await? {
             Some(moving) if moving.leaves => taking.stay(&there).await?,
             Some(_) => taking.finish(&there, Trust::Nothing).await?,
-            None => {}
+            None => taking.bring_home(&there).await?,
         }
         return Ok(app.view_vm(&record, &vm).await);
     }
@@ -250,6 +250,7 @@ async fn unprotect(app: &Arc<Appliance>, by: &str, asked: &UnprotectVmRequest) -
     };
     let done = LettingGo::new(app, &record, found).run().await?;
     app.moves.trouble(&domain, &vm, None);
+    app.astray.forget(&domain, &vm);
     Ok(UnprotectVmResponse { all_shipped: done.all_shipped, notes: done.notes })
 }
 

@@ -137,9 +137,14 @@ impl SiteWorld {
             None => Origin::Site,
         };
         let which = domain.clone();
-        let moving = self.catalog.call(move |db| catalog::Moving::of(db, &which)).await?;
+        let read = move |db: &rusqlite::Connection| {
+            let moving = catalog::Moving::of(db, &which)?.into_iter().filter(catalog::Moving::is_no_moment);
+            let astray = catalog::astray(db, &which)?.into_iter().map(|(vm, _)| vm);
+            Ok(moving.map(|moving| moving.vm).chain(astray).collect::<Vec<_>>())
+        };
+        let no_moment = self.catalog.call(read).await?;
         let filling = crate::protect::Filling::default();
-        for vm in vms.iter().filter(|vm| moving.iter().any(|moving| moving.is_no_moment() && moving.vm == vm.name)) {
+        for vm in vms.iter().filter(|vm| no_moment.contains(&vm.name)) {
             vm.disks.iter().for_each(|disk| filling.begin(&vm.name, &disk.name));
         }
         Ok(ProtectRequest { origin, filling, ..self.settings.protect_request(domain.clone(), vms) })

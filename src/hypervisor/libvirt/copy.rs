@@ -11,6 +11,7 @@
 //! whoever comes next ends them or finds them done. Invariants: no disk pivots before all are ready; a copy that does not
 //! get on is given up.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use super::fit::onto_export;
 use super::virsh::{Listed, mark};
 use super::xml::Element;
 use crate::error::{Error, ErrorKind, Result};
-use crate::hypervisor::{CopyStage, DiskCopy, DiskSpec, FoundVm, GuestDisks, MoveWatcher};
+use crate::hypervisor::{CopyStage, DiskCopy, DiskSpec, FoundVm, GuestDisks, MoveWatcher, Whereabouts};
 use crate::ids::Name;
 
 /// Time without any progress after which a copy is given up.
@@ -330,6 +331,10 @@ impl GuestDisks for LibvirtDriver {
             Some(there) => self.found(&there).await.map(Some),
             None => Ok(None),
         }
+    }
+
+    async fn whereabouts(&self, vms: &[Name]) -> Result<BTreeMap<Name, Whereabouts>> {
+        self.whereabouts_of(vms).await
     }
 
     async fn attach(&self, vm: &Name, disks: &[DiskSpec]) -> Result<()> {

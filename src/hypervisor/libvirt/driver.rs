@@ -76,13 +76,18 @@ fn power(listed: Option<&Listed>) -> PowerState {
 }
 
 impl LibvirtDriver {
-    /// The definitions of these VMs.
-    async fn definitions(&self, list: &[Listed]) -> Result<Vec<Definition>> {
+    /// The definitions of these VMs: as they run of those for which `now` says so, else as their next start takes them.
+    pub(super) async fn definitions(
+        &self,
+        list: &[Listed],
+        now: impl Fn(&Listed) -> bool + Send + Sync,
+    ) -> Result<Vec<Definition>> {
         let mut out = Vec::with_capacity(list.len());
         for some in list.chunks(BATCH) {
             let mark = mark();
+            let which = |vm: &Listed| if now(vm) { "" } else { "--inactive" };
             let commands: Vec<String> =
-                some.iter().map(|vm| format!("dumpxml --inactive {}; echo {mark}", vm.uuid)).collect();
+                some.iter().map(|vm| format!("dumpxml {} {}; echo {mark}", which(vm), vm.uuid)).collect();
             let text = self.virsh.ask(&[&commands.join("; ")]).await?;
             for one in text.split(&mark).map(str::trim).filter(|one| !one.is_empty()) {
                 out.push(Definition::parse(one)?);
@@ -128,7 +133,7 @@ impl LibvirtDriver {
     async fn here(&self) -> Result<Here> {
         let has = Capabilities::parse(&self.virsh.ask(&["capabilities"]).await?)?;
         let list = self.virsh.list().await?;
-        let known = self.definitions(&list).await?;
+        let known = self.definitions(&list, |_| false).await?;
         Ok(Here { has, machines: BTreeMap::new(), list, known })
     }
 

@@ -13,6 +13,7 @@
 //! | `virsh` | one call: bounds, errors |
 //! | `driver` | what Freshet asks of a hypervisor |
 //! | `take_in`, `copy` | VMs that are there already: their disks onto exports and back, off or running |
+//! | `whereabouts` | where the disks of VMs are |
 //! | `watch`, `trouble` | what happens to VMs by other hands, and what is wrong with them |
 //! | `reconnect` | QEMU's clients, told to connect again where libvirt cannot tell them |
 //!
@@ -30,6 +31,7 @@ mod take_in;
 mod trouble;
 mod virsh;
 mod watch;
+mod whereabouts;
 mod xml;
 
 use std::path::PathBuf;

@@ -93,13 +93,13 @@ impl LibvirtDriver {
 
 /// A disk whose client gives up with its first connection.
 #[derive(Debug, PartialEq, Eq)]
-struct Wanting {
+pub(super) struct Wanting {
     index: String,
     export: Export,
 }
 
 /// Of exports whose sockets are in `exports`: others are somebody else's.
-fn wanting(definition: &Definition, exports: &Path) -> Vec<Wanting> {
+pub(super) fn wanting(definition: &Definition, exports: &Path) -> Vec<Wanting> {
     let devices = definition.root.child("devices");
     let disks = devices.into_iter().flat_map(|devices| devices.all("disk"));
     let wants = |disk: &super::xml::Element| {

@@ -1,7 +1,7 @@
 //! What happens to VMs by whatever hand: `virsh event`, followed and started again where it ends.
 //!
 //! ```text
-//! started, by whatever hand -> its clients are told to connect again
+//! started, by whatever hand, or found running -> its clients are told to connect again
 //! halted by an error of a disk -> gone on with once the exports of its disks answer
 //! ```
 //!
@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use super::LibvirtDriver;
 use super::definition::{Definition, Source};
+use super::reconnect::wanting;
 use super::virsh::Listed;
 use crate::error::Result;
 use crate::hypervisor::follow::Followed;
@@ -92,6 +93,10 @@ impl LibvirtDriver {
                     }
                 }
                 _ = looks.tick() => {
+                    // The first at once: what was started while nobody heard is seen here.
+                    if let Err(error) = self.connect_all_again().await {
+                        tracing::debug!("VMs whose disks do not connect again are not looked for: {error}");
+                    }
                     match self.halted().await {
                         Ok(found) => halted.extend(found),
                         Err(error) => tracing::debug!("halted VMs are not looked for: {error}"),
@@ -111,6 +116,18 @@ impl LibvirtDriver {
         if let Err(error) = done.await {
             tracing::warn!(%vm, "its disks do not connect again by themselves: {error}");
         }
+    }
+
+    /// The same of all that run: of those that were started while no event was heard, as before this process was there.
+    async fn connect_all_again(&self) -> Result<()> {
+        let mut running = self.virsh.list().await?;
+        running.retain(|vm| vm.active);
+        let definitions = self.definitions(&running, |_| true).await?;
+        let wants = |definition: &&Definition| !wanting(definition, &self.virsh.settings.exports).is_empty();
+        for definition in definitions.iter().filter(wants) {
+            self.connect_again(&definition.name).await;
+        }
+        Ok(())
     }
 
     /// VMs that an error of a disk halted.

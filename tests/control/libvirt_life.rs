@@ -1,0 +1,115 @@
+//! Parts of the life of a guest under libvirt: a point for which its file system was frozen, and a guest that somebody starts
+//! on other disks than those that are served.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::appliance::{Place, Ran, freshet};
+use crate::support::console::Console;
+use crate::support::libvirt_guest::file_disk;
+use crate::support::libvirt_site::LibvirtSite;
+use crate::support::real_images::tool;
+
+/// Disk `vda` of VM `web` as it is at a point of domain `d`; `None` is the newest.
+fn disk_at(place: &Place, into: &str, point: Option<u64>) -> PathBuf {
+    let datastore = place.path(into);
+    std::fs::create_dir(&datastore).unwrap();
+    let mut command = freshet();
+    command.args(["--json", "rehydrate", "--store", &place.store_url(), "--domain", "d", "--log-size", "64MiB"]);
+    command.arg("--datastore").arg(&datastore);
+    if let Some(point) = point {
+        command.args(["--point", &point.to_string()]);
+    }
+    Ran::of(&mut command).good();
+    datastore.join("d/web/vda.raw")
+}
+
+fn point_of(cut: &Value) -> u64 {
+    cut["point"].as_str().and_then(|n| n.parse().ok()).or(cut["point"].as_u64()).unwrap_or_else(|| panic!("{cut:#}"))
+}
+
+/// Whether the ext4 in an image must replay its journal before it is whole.
+fn must_recover(image: &Path) -> bool {
+    let out = tool("dumpe2fs").arg("-h").arg(image).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.success() && said.contains("Filesystem features"), "{said}");
+    said.contains("needs_recovery")
+}
+
+/// The real agent freezes the guest's ext4: a point that is cut so holds one that needs nothing to be whole.
+pub(super) fn a_frozen_file_system_is_clean(site: &LibvirtSite<'_>, place: &Place, console: &Console) {
+    let plain = site.ask(&["domain", "point", "d"]);
+    assert!(must_recover(&disk_at(place, "plain", Some(point_of(&plain)))), "it is mounted, and written to");
+    console.some_more();
+    let cut = site.ask(&["domain", "point", "d", "--quiesce"]);
+    assert_eq!(cut["quiesced"], true, "{cut:#}");
+    // It was thawed: it writes on.
+    console.some_more();
+    let image = disk_at(place, "frozen", Some(point_of(&cut)));
+    assert!(!must_recover(&image));
+    let checked = tool("e2fsck").arg("-fn").arg(&image).output().unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+}
+
+/// The definition of `web` with its disk in a file.
+fn on_file(site: &LibvirtSite<'_>, image: &Path) -> String {
+    let xml = site.libvirt.virsh(&["dumpxml", "--inactive", "web"]);
+    let (before, rest) = xml.split_once("<disk type='network'").unwrap_or_else(|| panic!("{xml}"));
+    let (_, after) = rest.split_once("</disk>").unwrap();
+    format!("{before}{}{after}", file_disk("vda", image, "raw"))
+}
+
+/// A guest that is protected is started on its image itself, twice, and across a restart of the appliance: it is not
+/// recoverable until it is back on its export, and what it wrote meanwhile is part of the domain then. It has booted twice
+/// before.
+pub(super) fn it_strays_and_comes_back(site: &mut LibvirtSite<'_>, place: &Place, console: &Console) {
+    let shut_down = |site: &LibvirtSite<'_>| {
+        site.libvirt.virsh(&["shutdown", "web"]);
+        console.wait("the end", || site.libvirt.state("web") == "shut off");
+    };
+    let shown = site.ask(&["domain", "show", "d"]);
+    let image = PathBuf::from(shown["vms"][0]["disks"][0]["path"].as_str().unwrap());
+    let is_astray = |shown: &Value| {
+        let told = shown["problems"].to_string();
+        shown["vms"][0]["status"] == "PROTECTION_STATUS_ERROR"
+            && shown["status"] == "PROTECTION_STATUS_ERROR"
+            && told.contains(&format!("vda ({})", image.display()))
+    };
+    shut_down(site);
+    site.libvirt.define(&on_file(site, &image));
+    site.libvirt.virsh(&["start", "web"]);
+    console.boots(3);
+    let shown = site.appliance.until("d", "a guest that is not protected", is_astray);
+    assert!(shown["problems"].to_string().contains("captured by nobody"), "{shown:#}");
+    console.some_more();
+    // No point says that it equals what runs there.
+    site.ask(&["domain", "point", "d"]);
+    let mut points = freshet();
+    points.args(["--json", "points", "--store", &place.store_url(), "--domain", "d"]);
+    let points = Ran::of(&mut points).good();
+    let newest = points["points"].as_array().unwrap().iter().max_by_key(|point| point["point"].as_u64()).unwrap();
+    assert_eq!(newest["vms"], 0, "{newest:#}");
+
+    // A restart knows of it before it has looked, and after.
+    site.serve_again();
+    site.appliance.until("d", "the same after a restart", is_astray);
+    let refused = site.appliance.ask(&["vm", "protect", "d", "web"]).bad(4);
+    assert!(refused.contains("shut it down and protect it again"), "{refused}");
+    shut_down(site);
+    let shown = site.appliance.until("d", "one that is off", |shown| shown["problems"].to_string().contains("would again"));
+    assert!(is_astray(&shown), "{shown:#}");
+    site.ask(&["vm", "protect", "d", "web"]);
+    assert!(site.libvirt.virsh(&["domblklist", "web"]).contains("web/vda"));
+    let shown = site.appliance.until_recoverable("d");
+    assert_eq!(shown["problems"].as_array().map_or(0, Vec::len), 0, "{shown:#}");
+    site.ask(&["domain", "point", "d"]);
+    let copy = disk_at(place, "after", None);
+    assert!(std::fs::read(copy).unwrap() == std::fs::read(&image).unwrap(), "the domain has what it wrote there");
+    let events = site.ask(&["event", "list", "--subject", "d"]).to_string();
+    assert!(["guest unprotected", "guest protected again"].iter().all(|event| events.contains(event)), "{events}");
+    site.libvirt.virsh(&["start", "web"]);
+    assert_eq!(console.boots(4), console.newest("down").unwrap());
+    console.some_more();
+    console.assert_no_alarm();
+}
