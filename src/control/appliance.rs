@@ -11,6 +11,7 @@ use super::astray::Astray;
 use super::catalog::{self, Catalog, DomainRecord, EventRecord, Origin};
 use super::confirm::Tokens;
 use super::fault::{Done, Fault};
+use super::fresh::Fresh;
 use super::guests::Guests;
 use super::hosting::Hosting;
 use super::looks::Looks;
@@ -40,6 +41,7 @@ pub struct Appliance {
     pub(crate) looks: Arc<Looks>,
     pub(super) guests: Guests,
     pub(super) astray: Astray,
+    pub(super) fresh: Fresh,
     pub(super) moves: Moves,
     pub(crate) world: Arc<SiteWorld>,
     pub(crate) engine: Engine,
@@ -99,6 +101,7 @@ impl Appliance {
             looks,
             guests: Guests::default(),
             astray: Astray::default(),
+            fresh: Fresh::default(),
             moves: Moves::default(),
             world,
             engine,
@@ -205,13 +208,22 @@ impl Appliance {
             Ok(domains) => domains,
             Err(error) => return tracing::error!(vm = %change.vm, "what became of it is not written down: {error}"),
         };
+        if domains.is_empty() {
+            return;
+        }
+        match change.event {
+            // On which disks, is looked at.
+            GuestEvent::Started => self.astray.look_soon(),
+            GuestEvent::Changed => {
+                self.astray.look_soon();
+                // What is other, if anything, is told by whoever looks.
+                return self.fresh.look_soon(&change.vm);
+            }
+            _ => {}
+        }
         for domain in domains {
             let detail = format!("{}: {}", change.vm, change.detail);
             self.note("hypervisor", change.event.words(), domain.as_str(), Ok(()), &detail).await;
-        }
-        if change.event == GuestEvent::Started {
-            // On which disks, is looked at.
-            self.astray.look_soon();
         }
     }
 

@@ -65,7 +65,15 @@ mod tests {
 
     fn moving(pivots: bool, leaves: bool, run: &str, told: bool) -> Moving {
         let fills = !leaves;
-        Moving { vm: Name::new("web").unwrap(), fills, leaves, pivots, run: run.to_owned(), told }
+        Moving {
+            vm: Name::new("web").unwrap(),
+            fills,
+            leaves,
+            pivots,
+            run: run.to_owned(),
+            told,
+            made: Default::default(),
+        }
     }
 
     fn found(running: bool, run: &str) -> FoundVm {

@@ -122,6 +122,14 @@ impl Hosted {
         }
     }
 
+    /// Another definition travels with the disks of a VM, see [`Protection::redefine`].
+    pub(crate) async fn redefine(&self, vm: &Name, definition: &crate::capture::VmDefinition) -> Result<()> {
+        match &mut *self.stage.write().await {
+            Stage::Running(protection) => protection.redefine(vm, definition),
+            other => Err(Hosted::refuse(other)),
+        }
+    }
+
     /// All of the disks of a VM is compared, see [`Protection::doubt`].
     pub(crate) async fn doubt(&self, vm: &Name) -> Result<()> {
         match &*self.stage.read().await {

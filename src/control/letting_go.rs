@@ -9,6 +9,7 @@
 //! fail, and the VM is protected as before; once one is not, it is gone on with until all are back, by whoever lives.
 //! Invariant: a VM with a disk that is back is shown as recoverable by no point of now.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,10 +19,12 @@ use super::change_over::ChangeOver;
 use super::doubt::Doubt;
 use super::moves::{Direction, MovePhase, ShownMove};
 use super::moving_on;
+use super::new_images::{Made, make_empty, remove_files};
+use super::reach::Reach;
 use super::taking_in::TakingIn;
-use crate::capture::VmSource;
-use crate::error::{Error, ErrorKind, Result};
-use crate::hypervisor::PowerState;
+use crate::capture::{DiskSource, VmSource};
+use crate::error::{Error, ErrorKind, IoResultExt, Result};
+use crate::hypervisor::{GuestDisks, LIBVIRT_XML, PowerState};
 use crate::ids::Name;
 
 /// What an operator should know of it.
@@ -78,7 +81,7 @@ impl<'a> LettingGo<'a> {
         shown.phase(MovePhase::Leaving);
         let (mut done, restart) = self.end_exports().await?;
         done.notes.extend(moved);
-        self.detach().await?;
+        done.notes.extend(self.detach().await?);
         let (which, gone) = (domain.clone(), vm.clone());
         self.app.catalog.call(move |db| catalog::unprotect(db, &which, &gone)).await?;
         if restart {
@@ -116,15 +119,77 @@ impl<'a> LettingGo<'a> {
         self.app.catalog.call(move |db| Moving::begin_to_leave(db, &domain, &vm)).await?;
         // One that was begun and cut off is not to be gone on with.
         guests.abandon_moves(&self.vm.name).await?;
-        let definition = self.vm.definition.as_ref().map_or("", |definition| &definition.text);
+        let (domain, vm) = (self.record.name.clone(), self.vm.name.clone());
+        let before = self.app.catalog.call(move |db| catalog::before(db, &domain, &vm)).await?;
+        let before = before.filter(|definition| definition.kind == LIBVIRT_XML);
+        let definition = before.as_ref().map_or("", |definition| &definition.text);
+        let images = self.images();
+        let exported = self.exported(guests).await?;
+        let mut placeless = guests.placeless(definition, &images)?;
+        placeless.retain(|disk| exported.contains(disk));
+        let made = self.make_places(&placeless).await?;
         let watcher =
             ChangeOver { app: self.app, domain: &self.record.name, vm: self.vm, direction: Direction::Back, shown };
-        let places = guests.move_back(&self.vm.name, definition, &self.images(), &watcher).await?;
+        let places = guests.move_back(&self.vm.name, definition, &images, &made, &watcher).await?;
         let note = |(disk, path): &(Name, PathBuf)| {
             let served = self.vm.disks.iter().find(|d| d.name == *disk).map_or(Path::new(""), |d| &d.path);
-            format!("disk {disk} is at {} again; {} is not used any more", path.display(), served.display())
+            let again = if made.contains_key(disk) { "now, a new image" } else { "again" };
+            format!("disk {disk} is at {} {again}; {} is not used any more", path.display(), served.display())
         };
         Ok(places.iter().map(note).collect())
+    }
+
+    /// Its disks that are on their exports now, or would be at its next start.
+    async fn exported(&self, guests: &dyn GuestDisks) -> Result<Vec<Name>> {
+        let (vm, socket) = (&self.vm.name, self.app.settings.export_socket(&self.record.name));
+        let seen = guests.whereabouts(std::slice::from_ref(vm)).await?.remove(vm).unwrap_or_default();
+        let used = |disk: &&DiskSource| {
+            let export = crate::protect::export_name(vm, &disk.name);
+            seen.disks
+                .iter()
+                .any(|seen| seen.export.as_ref().is_some_and(|(name, at)| *name == export && *at == socket))
+        };
+        Ok(self.vm.disks.iter().filter(used).map(|disk| disk.name.clone()).collect())
+    }
+
+    /// Images for disks that have no place to go back to, written down before they are made: whoever goes on with this goes
+    /// on with them.
+    async fn make_places(&self, placeless: &[Name]) -> Result<BTreeMap<Name, PathBuf>> {
+        let (domain, vm) = (self.record.name.clone(), self.vm.name.clone());
+        let (which, one) = (domain.clone(), vm.clone());
+        let moving = self.app.catalog.call(move |db| Moving::get(db, &which, &one)).await?;
+        let mut made = moving.map(|moving| moving.made).unwrap_or_default();
+        let new: Vec<&DiskSource> = self
+            .vm
+            .disks
+            .iter()
+            .filter(|disk| placeless.contains(&disk.name) && !made.contains_key(&disk.name))
+            .collect();
+        for disk in new {
+            made.insert(disk.name.clone(), self.app.settings.new_image(&domain, &vm, &disk.name));
+        }
+        let all = made.clone();
+        self.app.catalog.call(move |db| Moving::make(db, &domain, &vm, &all)).await?;
+        for disk in &self.vm.disks {
+            let Some(image) = made.get(&disk.name).filter(|image| !image.exists()) else { continue };
+            make_empty(image, length(&disk.path)?)?;
+        }
+        let images: Vec<PathBuf> = made.values().cloned().collect();
+        for note in self.let_in(images).await? {
+            tracing::warn!(domain = %self.record.name, vm = %self.vm.name, "{note}");
+        }
+        Ok(made)
+    }
+
+    /// Lets the hypervisor at images that the VM is left with; what is to be known of those that it may not reach.
+    async fn let_in(&self, images: Vec<PathBuf>) -> Result<Vec<String>> {
+        let recovery = self.app.world.known().recovery(&self.record.name).await?;
+        let datastore = recovery.map(|recovery| recovery.plan.failover.datastore.join(self.record.name.key()));
+        let settings = &self.app.settings;
+        let own = [settings.state.clone(), settings.protect.new_images.clone()].into_iter().chain(datastore).collect();
+        let reach = Reach { group: settings.protect.socket_group.clone(), own };
+        let done = tokio::task::spawn_blocking(move || reach.open(&images)).await;
+        done.map_err(|e| Error::with_source(ErrorKind::Internal, "letting the hypervisor at images", e))?
     }
 
     /// Whether it is protected as before, since its guest has left none of its exports.
@@ -145,6 +210,10 @@ impl<'a> LettingGo<'a> {
             return Ok(false);
         }
         self.app.catalog.call(move |db| Moving::stay(db, &domain, &vm)).await?;
+        if moving.leaves && !moving.pivots {
+            // No guest ever wrote to them.
+            remove_files(&Made { files: moving.made.into_values().collect(), ..Made::default() }).await;
+        }
         if let (false, Some(hosted)) = (moving.fills, self.app.hosting.get(&self.record.name)) {
             hosted.filled(&self.vm.name).await;
         }
@@ -194,18 +263,35 @@ impl<'a> LettingGo<'a> {
         Ok((answer, hosted.is_some() && !runs && others))
     }
 
-    /// Points the definition of a VM that is off, and is not served any more, at the images that were served.
-    async fn detach(&self) -> Result<()> {
+    /// Points the definition of a VM that is off, and is not served any more, at the images that were served. What is to be
+    /// known of those.
+    async fn detach(&self) -> Result<Vec<String>> {
         let hypervisor = self.app.world.hypervisor_here();
-        let Some(guests) = hypervisor.guest_disks() else { return Ok(()) };
+        let Some(guests) = hypervisor.guest_disks() else { return Ok(Vec::new()) };
         match hypervisor.state(&self.vm.name).await? {
             PowerState::Off => {}
             PowerState::Running if self.at.on_exports(self.vm).await? > 0 => {
                 let why = format!("VM {} was started on exports that are served no more", self.vm.name);
                 return Err(Error::new(ErrorKind::Refused, format!("{why}: shut it down, and unprotect it again")));
             }
-            PowerState::Running | PowerState::Absent => return Ok(()),
+            PowerState::Running | PowerState::Absent => return Ok(Vec::new()),
         }
-        guests.detach(&self.vm.name, &self.images()).await
+        let exported = self.exported(guests).await?;
+        if exported.is_empty() {
+            // Its definition names other disks already.
+            return Ok(Vec::new());
+        }
+        let left: Vec<&DiskSource> = self.vm.disks.iter().filter(|disk| exported.contains(&disk.name)).collect();
+        let behind = self.let_in(left.iter().map(|disk| disk.path.clone()).collect()).await?;
+        guests.detach(&self.vm.name, &self.images()).await?;
+        let places = left.iter().map(|disk| format!("disk {} is at {}", disk.name, disk.path.display()));
+        Ok(places.chain(behind).collect())
     }
+}
+
+/// Bytes of an image or a block device.
+fn length(image: &Path) -> Result<u64> {
+    use std::io::{Seek, SeekFrom};
+    let end = std::fs::File::open(image).and_then(|mut file| file.seek(SeekFrom::End(0)));
+    end.io_context(|| format!("disk image {}", image.display()))
 }

@@ -15,12 +15,13 @@
 //! | `appliance` | what the services share, and the rules of every act |
 //! | `stores`, `looks`, `hosting`, `view` | open stores; what was seen in them; protections that run; domains as they are shown |
 //! | `guests`, `astray` | what is wrong with guests that run here; those that run on other disks than the served ones |
+//! | `fresh` | definitions that travel with disks, kept as the hypervisor has them |
 //! | `socket_group` | hypervisors of other users, let at their disks |
 //! | `answers` | what a site is told that asks for a domain of this one |
 //! | `ends` | how tasks ended, as events |
 //! | `quiesce` | points with guests' file systems frozen |
 //! | `taking_in`, `new_images` | VMs that the hypervisor runs already, and images that are made for them |
-//! | `letting_go` | VMs that are protected no longer |
+//! | `letting_go`, `reach` | VMs that are protected no longer; a hypervisor of another user at their images |
 //! | `change_over`, `moves`, `moving_on` | disks on their way: before they change over, how far they are, what is gone on with |
 //! | `world` | this site as the engine of failovers sees it |
 //! | `services` | the API's methods |
@@ -42,6 +43,7 @@ mod copies;
 mod doubt;
 mod ends;
 mod fault;
+mod fresh;
 mod guests;
 mod hosting;
 mod letting_go;
@@ -53,6 +55,7 @@ mod moving_on;
 mod new_images;
 pub mod proto;
 mod quiesce;
+mod reach;
 mod serve;
 mod services;
 pub mod settings;

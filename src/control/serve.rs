@@ -125,6 +125,7 @@ async fn listen_and_serve(
         tokio::spawn(Arc::clone(app).keep_watching()),
         tokio::spawn(Arc::clone(app).keep_hearing()),
         tokio::spawn(Arc::clone(app).keep_finding_strays()),
+        tokio::spawn(Arc::clone(app).keep_definitions_fresh()),
         tokio::spawn(metrics::serve(Arc::clone(app), metrics_at)),
     ];
     ready(&addresses)?;

@@ -183,6 +183,7 @@ impl Appliance {
             view.problems.push(format!("{how} {}", follow.problem));
         }
         view.problems.extend(self.guests.of(&record.name));
+        view.problems.extend(self.fresh.problems(&record.name));
         if let Some(why) = self.hypervisor_problem().filter(|_| self.hosting.get(&record.name).is_some()) {
             view.problems.push(format!("no VM can be started here: {why}"));
         }

@@ -84,6 +84,26 @@ pub struct Whereabouts {
     pub disks: Vec<SeenDisk>,
 }
 
+/// What became of the definition that travels with a VM's disks, since that was taken last.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Refresh {
+    /// The one to be taken instead, where it is another.
+    pub new: Option<Refreshed>,
+    /// What was found is to be compared with the next time.
+    pub remember: bool,
+}
+
+/// A definition that is to travel with a VM's disks instead of the one before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refreshed {
+    /// The definition.
+    pub definition: String,
+    /// Its normal form.
+    pub shape: VmShape,
+    /// What is other, in words.
+    pub changes: String,
+}
+
 /// How far a disk that is moved is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyStage {
@@ -130,6 +150,13 @@ pub trait GuestDisks: Send + Sync {
     /// `Refused` with all the reasons why it cannot be recovered elsewhere; `Unreachable`.
     async fn look(&self, vm: &Name) -> Result<Option<FoundVm>>;
 
+    /// What became of `kept`, the definition that travels with the disks of a VM, by what was `found` now and what was found
+    /// before, where that was to be remembered. What it says of the places of its disks stays.
+    ///
+    /// # Errors
+    /// `Invalid` where one of them cannot be understood.
+    fn refresh(&self, kept: (&str, &str), before: Option<&str>, found: &FoundVm) -> Result<Refresh>;
+
     /// Where the disks of these VMs are, whatever else they have. VMs that are not known are left out.
     ///
     /// # Errors
@@ -161,16 +188,25 @@ pub trait GuestDisks: Send + Sync {
     /// As [`attach`](GuestDisks::attach).
     async fn detach(&self, vm: &Name, images: &[(DiskSpec, PathBuf)]) -> Result<()>;
 
-    /// Copies the disks of a running VM from exports onto the images that it had in `definition`, and has it use those, now
-    /// and from its next start on. The paths beside the exports are those that are served. Answers with where each is.
+    /// Those of the disks of a VM that have no image to go back to in `definition`: it names none that is there, or the one
+    /// that is served. The paths beside the exports are those that are served.
     ///
     /// # Errors
-    /// As [`move_onto`](GuestDisks::move_onto); `Refused` where there is no such image, or it is the one that is served.
+    /// `Invalid` where the definition is none.
+    fn placeless(&self, definition: &str, images: &[(DiskSpec, PathBuf)]) -> Result<Vec<Name>>;
+
+    /// Copies the disks of a running VM from exports onto the images that it had in `definition`, or onto those `made` for
+    /// them, raw ones, and has it use those, now and from its next start on. The paths beside the exports are those that are
+    /// served. Answers with where each is.
+    ///
+    /// # Errors
+    /// As [`move_onto`](GuestDisks::move_onto); `Refused` where there is neither.
     async fn move_back(
         &self,
         vm: &Name,
         definition: &str,
         images: &[(DiskSpec, PathBuf)],
+        made: &BTreeMap<Name, PathBuf>,
         watcher: &dyn MoveWatcher,
     ) -> Result<Vec<(Name, PathBuf)>>;
 }

@@ -21,7 +21,8 @@ mod subprocess;
 
 pub use exec::{EXEC_VERSION, ExecDriver, ExecSettings, MAX_ANSWER};
 pub use guest_disks::{
-    CopyStage, DiskCopy, DiskPlace, FoundDisk, FoundVm, GuestDisks, MoveWatcher, SeenDisk, Whereabouts,
+    CopyStage, DiskCopy, DiskPlace, FoundDisk, FoundVm, GuestDisks, MoveWatcher, Refresh, Refreshed, SeenDisk,
+    Whereabouts,
 };
 pub use libvirt::{LIBVIRT_XML, LibvirtDriver, LibvirtSettings};
 pub use none::NoHypervisor;

@@ -108,6 +108,8 @@ pub enum GuestEvent {
     Halted,
     /// It goes on after it was halted or paused.
     Resumed,
+    /// Its definition, or what it has plugged, may be another.
+    Changed,
 }
 
 impl GuestEvent {
@@ -119,6 +121,7 @@ impl GuestEvent {
             GuestEvent::Crashed => "guest crashed",
             GuestEvent::Halted => "guest halted",
             GuestEvent::Resumed => "guest resumed",
+            GuestEvent::Changed => "guest changed",
         }
     }
 }

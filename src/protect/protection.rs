@@ -32,7 +32,7 @@ use super::retreat::{self, Failed, Retreat};
 use super::status;
 use super::valve::CaptureMode;
 use crate::cancel::Cancel;
-use crate::capture::{VmSource, roster};
+use crate::capture::{VmDefinition, VmSource, roster};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Catalogue, PointFlags};
 use crate::ids::{DiskId, Name, SegmentNo};
@@ -420,6 +420,28 @@ impl Protection {
         if let Some(pipeline) = &self.pipeline {
             pipeline.recorder.cut_now();
         }
+    }
+
+    /// Another definition travels with the disks of a VM from now on: with the next segment, which is cut now.
+    ///
+    /// # Errors
+    /// `Refused` where nothing is captured now; `NotFound`.
+    pub fn redefine(&mut self, vm: &Name, definition: &VmDefinition) -> Result<()> {
+        let nothing = || Error::new(ErrorKind::Refused, "definitions can change only while the domain is captured");
+        let pipeline = self.pipeline.as_ref().filter(|p| p.recorder.is_capturing()).ok_or_else(nothing)?;
+        let mut catalogue = self.members.catalogue();
+        let missing = || Error::new(ErrorKind::NotFound, format!("VM {vm} is not protected here"));
+        let known = catalogue.vms.iter_mut().find(|known| known.name == *vm).ok_or_else(missing)?;
+        known.definition_kind.clone_from(&definition.kind);
+        known.definition.clone_from(&definition.text);
+        known.shape.clone_from(&definition.shape);
+        self.request.vms.iter_mut().filter(|known| known.name == *vm).for_each(|known| {
+            known.definition = Some(definition.clone());
+        });
+        self.members.replace(self.members.disks(), catalogue.clone());
+        pipeline.chain.set_catalogue(catalogue);
+        pipeline.recorder.cut_now();
+        Ok(())
     }
 
     /// All of the disks of a VM is compared with the chain before a point covers it again: somebody wrote to the images

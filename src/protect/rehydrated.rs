@@ -15,7 +15,7 @@
 use std::path::{Path, PathBuf};
 
 use super::memory::SiteMemory;
-use crate::capture::{DiskSource, VmSource};
+use crate::capture::{DiskSource, VmDefinition, VmSource};
 use crate::datastore::{DirLock, Loaded, TwoSlot};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
@@ -239,7 +239,10 @@ fn sources(catalogue: &Catalogue, ids: &[DiskId], root: &Path) -> Vec<VmSource> 
             path: root.join(vm.name.key()).join(format!("{}.raw", disk.name.key())),
             size: Some(disk.size),
         });
-        VmSource { name: vm.name.clone(), disks: disks.collect(), definition: None }
+        let definition =
+            VmDefinition { kind: vm.definition_kind.clone(), text: vm.definition.clone(), shape: vm.shape.clone() };
+        let definition = (!vm.definition.is_empty()).then_some(definition);
+        VmSource { name: vm.name.clone(), disks: disks.collect(), definition }
     };
     catalogue.vms.iter().map(vm).filter(|vm| !vm.disks.is_empty()).collect()
 }

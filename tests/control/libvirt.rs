@@ -95,6 +95,7 @@ fn a_running_guest_is_protected_fails_over_and_back_and_is_let_go_with_every_lin
         second.import_domain();
         let shown = second.appliance.until_recoverable("d");
         assert_eq!(shown["vms"][0]["definition_kind"], "libvirt-xml", "{shown:#}");
+        libvirt_life::changes_of_its_definition_travel(&first, &second);
         second.follow("failover", &[]);
         console.some_more();
         second.task(&["failover", "complete", "d", "--planned", "--yes", "d"]);
@@ -103,6 +104,7 @@ fn a_running_guest_is_protected_fails_over_and_back_and_is_let_go_with_every_lin
             (first.libvirt.state("web").as_str(), second.libvirt.state("web").as_str()),
             ("shut off", "running")
         );
+        assert!(second.libvirt.virsh(&["dumpxml", "web"]).contains("<memory unit='KiB'>229376<"));
         console.some_more();
         console.assert_no_alarm();
 

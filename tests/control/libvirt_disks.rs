@@ -1,5 +1,5 @@
 //! A guest with several disks, of which one is a block device, under a hypervisor that runs as a user of its own: all of it
-//! goes over and comes back at one moment.
+//! goes over and comes back at one moment, and is let go, running and off.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -76,6 +76,30 @@ fn two_disks_of_a_guest_of_another_user_go_over_and_back_together() {
         console.some_more();
 
         first.appliance.until_recoverable("d");
+        console.assert_no_alarm();
+
+        // It runs, and is let go: onto the image that it had here, and onto a new one instead of the one that is served, which
+        // its user reaches.
+        let back = first.ask(&["vm", "unprotect", "d", "web"])["notes"].to_string();
+        assert!(back.contains("web.qcow2 again") && back.contains("vdb.img now, a new image"), "{back}");
+        assert!(on(&first).contains("web.qcow2") && on(&first).contains("vdb.img"), "{}", on(&first));
+        console.some_more();
+        assert_eq!(console.count("whole"), 3, "it never stopped");
+        // And while it is off.
+        let shut_down = || {
+            first.libvirt.virsh(&["shutdown", "web"]);
+            console.wait("the end", || first.libvirt.state("web") == "shut off");
+        };
+        shut_down();
+        first.ask(&["vm", "protect", "d", "web"]);
+        assert!(on(&first).contains("web/vda") && on(&first).contains("web/vdb"), "{}", on(&first));
+        let off = first.ask(&["vm", "unprotect", "d", "web"])["notes"].to_string();
+        assert!(off.contains("disk vda is at") && !off.contains("closed to others"), "{off}");
+        assert!(on(&first).contains("first-state/images"), "{}", on(&first));
+        first.libvirt.virsh(&["start", "web"]);
+        assert_eq!(console.boots(4), console.newest("down").unwrap());
+        assert_ne!(runs_as(&first), 0);
+        console.some_more();
         console.assert_no_alarm();
     });
 }

@@ -52,6 +52,34 @@ pub(super) fn a_frozen_file_system_is_clean(site: &LibvirtSite<'_>, place: &Plac
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
 }
 
+/// Gives libvirt the definition of `web` with one word in the place of another.
+fn define_with(site: &LibvirtSite<'_>, word: &str, other: &str) {
+    let xml = site.libvirt.virsh(&["dumpxml", "--inactive", "web"]);
+    assert!(xml.contains(word), "no {word} in {xml}");
+    site.libvirt.define(&xml.replacen(word, other, 1));
+}
+
+/// What its operator changes of a VM is known at the other site; what could not go there is a problem, and does not.
+pub(super) fn changes_of_its_definition_travel(first: &LibvirtSite<'_>, second: &LibvirtSite<'_>) {
+    let memory = |site: &LibvirtSite<'_>| site.ask(&["domain", "show", "d"])["vms"][0]["memory_bytes"].clone();
+    let before = memory(second);
+    define_with(first, "<memory unit='KiB'>196608<", "<memory unit='KiB'>229376<");
+    second.appliance.until("d", "another size of its memory", |shown| {
+        let now = &shown["vms"][0]["memory_bytes"];
+        *now != before && now.to_string().contains(&(229_376_u64 << 10).to_string())
+    });
+    let events = first.ask(&["event", "list", "--subject", "d"]).to_string();
+    assert!(events.contains("definition changed") && events.contains("memory 229376 KiB (was 196608 KiB)"), "{events}");
+    let shared = "<filesystem type='mount'><source dir='/tmp'/><target dir='x'/></filesystem></devices>";
+    let is_told = |shown: &Value| shown["problems"].to_string().contains("a directory of its host is shared with it");
+    define_with(first, "</devices>", shared);
+    first.appliance.until("d", "a problem", is_told);
+    let xml = first.libvirt.virsh(&["dumpxml", "--inactive", "web"]);
+    let (head, rest) = xml.split_once("<filesystem").unwrap();
+    first.libvirt.define(&format!("{head}{}", rest.split_once("</filesystem>").unwrap().1));
+    first.appliance.until("d", "no problem", |shown| !is_told(shown));
+}
+
 /// The definition of `web` with its disk in a file.
 fn on_file(site: &LibvirtSite<'_>, image: &Path) -> String {
     let xml = site.libvirt.virsh(&["dumpxml", "--inactive", "web"]);
@@ -97,7 +125,8 @@ pub(super) fn it_strays_and_comes_back(site: &mut LibvirtSite<'_>, place: &Place
     let refused = site.appliance.ask(&["vm", "protect", "d", "web"]).bad(4);
     assert!(refused.contains("shut it down and protect it again"), "{refused}");
     shut_down(site);
-    let shown = site.appliance.until("d", "one that is off", |shown| shown["problems"].to_string().contains("would again"));
+    let shown =
+        site.appliance.until("d", "one that is off", |shown| shown["problems"].to_string().contains("would again"));
     assert!(is_astray(&shown), "{shown:#}");
     site.ask(&["vm", "protect", "d", "web"]);
     assert!(site.libvirt.virsh(&["domblklist", "web"]).contains("web/vda"));

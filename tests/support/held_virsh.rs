@@ -1,6 +1,6 @@
 //! A `virsh` before the real one, seen by one test alone: it slows copies of disks down, and holds or fails their changing
 //! over, or the writing of a definition (`define`), so that a test can look, or kill, at a moment that otherwise is over in no
-//! time.
+//! time; and it keeps events from who would hear of them.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,6 +16,8 @@ const SCRIPT: &str = r#"#!/bin/sh
 case " $* " in
 *" blockcopy "*)
     if [ -e "$DIR/slow" ]; then exec "$DIR/real" "$@" --bandwidth 1; fi ;;
+*" event "*)
+    if [ -e "$DIR/deaf" ]; then exit 1; fi ;;
 *" --pivot "*|*" define "*)
     for disk in vda vdb define; do
         case " $* " in *" $disk "*) ;; *) continue ;; esac
@@ -55,6 +57,15 @@ impl HeldVirsh {
     pub(crate) fn slow(&self, slow: bool) {
         let mark = self.dir.join("slow");
         match slow {
+            true => std::fs::write(mark, "").unwrap(),
+            false => std::fs::remove_file(mark).unwrap(),
+        }
+    }
+
+    /// Whether nobody who begins to hear of events from now on hears of any.
+    pub(crate) fn deaf(&self, deaf: bool) {
+        let mark = self.dir.join("deaf");
+        match deaf {
             true => std::fs::write(mark, "").unwrap(),
             false => std::fs::remove_file(mark).unwrap(),
         }

@@ -1,39 +1,12 @@
 //! VMs and disks that this site protects: what a start serves again.
 
 use rusqlite::Connection;
-use serde::{Deserialize, Serialize};
 
-use super::{damaged, failed, name};
-use crate::capture::{DiskSource, VmDefinition, VmSource};
+use super::definitions::{from_text, to_text};
+use super::{failed, name};
+use crate::capture::{DiskSource, VmSource};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Nic, VmShape};
 use crate::ids::Name;
-
-/// A definition as the catalog keeps it, in JSON.
-#[derive(Serialize, Deserialize)]
-struct Kept {
-    kind: String,
-    text: String,
-    cpus: u32,
-    memory_bytes: u64,
-    firmware: String,
-    /// Address, network, model.
-    nics: Vec<(String, String, String)>,
-}
-
-impl Kept {
-    fn of(definition: &VmDefinition) -> Kept {
-        let VmDefinition { kind, text, shape } = definition.clone();
-        let nics = shape.nics.into_iter().map(|nic| (nic.mac, nic.network, nic.model)).collect();
-        Kept { kind, text, cpus: shape.cpus, memory_bytes: shape.memory_bytes, firmware: shape.firmware, nics }
-    }
-
-    fn into_definition(self) -> VmDefinition {
-        let Kept { kind, text, cpus, memory_bytes, firmware, nics } = self;
-        let nics = nics.into_iter().map(|(mac, network, model)| Nic { mac, network, model }).collect();
-        VmDefinition { kind, text, shape: VmShape { cpus, memory_bytes, firmware, nics } }
-    }
-}
 
 /// The VMs of a domain that are protected here, in the order in which they joined.
 pub(crate) fn protected(db: &Connection, domain: &Name) -> Result<Vec<VmSource>> {
@@ -44,10 +17,8 @@ pub(crate) fn protected(db: &Connection, domain: &Name) -> Result<Vec<VmSource>>
     let rows: Vec<(String, Option<String>)> = rows.and_then(Iterator::collect).map_err(failed)?;
     let mut vms = Vec::with_capacity(rows.len());
     for (vm, definition) in rows {
-        let kept = definition.map(|text| serde_json::from_str::<Kept>(&text)).transpose();
-        let kept = kept.map_err(|e| damaged(&format!("the definition of VM {vm}: {e}")))?;
-        let disks = disks_of(db, domain, &vm)?;
-        vms.push(VmSource { name: name(&vm)?, disks, definition: kept.map(Kept::into_definition) });
+        let definition = definition.map(|text| from_text(&vm, &text)).transpose()?;
+        vms.push(VmSource { name: name(&vm)?, disks: disks_of(db, domain, &vm)?, definition });
     }
     Ok(vms)
 }
@@ -85,12 +56,10 @@ pub(crate) fn domains_of(db: &Connection, vm: &Name) -> Result<Vec<Name>> {
 /// Writes VMs, or further disks of VMs that are there.
 pub(crate) fn protect(db: &Connection, domain: &Name, vm: &VmSource) -> Result<()> {
     let failed = |e| failed("write a protected VM", e);
-    let definition = vm.definition.as_ref().map(|definition| serde_json::to_string(&Kept::of(definition)));
-    let definition = definition.transpose();
-    let definition =
-        definition.map_err(|e| Error::with_source(ErrorKind::Internal, "put a definition into JSON", e))?;
-    let sql = "INSERT INTO vm (domain, name, position, definition) VALUES (?1, ?2,
-               (SELECT coalesce(max(position), 0) + 1 FROM vm WHERE domain = ?1), ?3)
+    let definition = vm.definition.as_ref().map(to_text).transpose()?;
+    // Where its disks were before is kept, whatever becomes of the definition.
+    let sql = "INSERT INTO vm (domain, name, position, definition, before) VALUES (?1, ?2,
+               (SELECT coalesce(max(position), 0) + 1 FROM vm WHERE domain = ?1), ?3, ?3)
                ON CONFLICT (domain, name) DO UPDATE SET definition = coalesce(excluded.definition, definition)";
     db.execute(sql, (domain.as_str(), vm.name.as_str(), definition)).map_err(failed)?;
     let sql = "INSERT INTO disk (domain, vm, name, position, path, size) VALUES (?1, ?2, ?3,

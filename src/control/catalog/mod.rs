@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `schema` | tables, versions, the refusal of newer ones |
 //! | `stores`, `domains`, `disks`, `runbooks` | records by those names |
+//! | `definitions` | definitions of protected VMs: the one that travels, and what others are compared with |
 //! | `moving` | VMs whose disks are being moved |
 //! | `astray` | VMs whose guests ran on other disks than those that are served |
 //! | `journal` | what happened to tasks |
@@ -19,6 +20,7 @@
 //! process has it at a time.
 
 mod astray;
+mod definitions;
 mod disks;
 mod domains;
 mod events;
@@ -41,6 +43,7 @@ use crate::error::{Error, ErrorKind, IoResultExt, Result, ResultExt};
 use crate::ids::{Name, Time};
 
 pub(crate) use astray::{astray, stray, unstray};
+pub(crate) use definitions::{before, redefine, seen, set_before, set_seen};
 pub(crate) use disks::{domains_of, protect, protected, protected_domains, unprotect, unprotect_disk};
 pub(crate) use domains::{DomainRecord, Origin};
 pub(crate) use events::cut;

@@ -1,9 +1,12 @@
 //! VMs whose disks are being moved, onto exports or back: what a start goes on with.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use rusqlite::Connection;
 
-use super::{failed, name};
-use crate::error::Result;
+use super::{damaged, failed, name};
+use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Name;
 
 /// A VM under way.
@@ -20,18 +23,20 @@ pub(crate) struct Moving {
     pub(crate) run: String,
     /// An operator was told to decide which place has what the guest wrote last.
     pub(crate) told: bool,
+    /// Images that were made for disks that have no place to go back to, by their names.
+    pub(crate) made: BTreeMap<Name, PathBuf>,
 }
 
 impl Moving {
     /// Those of a domain, by name.
     pub(crate) fn of(db: &Connection, domain: &Name) -> Result<Vec<Moving>> {
         let failed = |e| failed("read which VMs are moved", e);
-        let sql = "SELECT vm, fills, leaves, pivots, run, told FROM moving WHERE domain = ?1 ORDER BY vm";
+        let sql = "SELECT vm, fills, leaves, pivots, run, told, made FROM moving WHERE domain = ?1 ORDER BY vm";
         let mut statement = db.prepare_cached(sql).map_err(failed)?;
         let mut rows = statement.query([domain.as_str()]).map_err(failed)?;
         let mut out = Vec::new();
         while let Some(row) = rows.next().map_err(failed)? {
-            let vm: String = row.get(0).map_err(failed)?;
+            let (vm, made): (String, String) = (row.get(0).map_err(failed)?, row.get(6).map_err(failed)?);
             out.push(Moving {
                 vm: name(&vm)?,
                 fills: row.get(1).map_err(failed)?,
@@ -39,6 +44,7 @@ impl Moving {
                 pivots: row.get(3).map_err(failed)?,
                 run: row.get(4).map_err(failed)?,
                 told: row.get(5).map_err(failed)?,
+                made: made_of(&made)?,
             });
         }
         Ok(out)
@@ -67,7 +73,7 @@ impl Moving {
     pub(crate) fn begin(db: &Connection, domain: &Name, vm: &Name, fills: bool) -> Result<()> {
         let sql = "INSERT INTO moving (domain, vm, fills) VALUES (?1, ?2, ?3)
                    ON CONFLICT (domain, vm) DO UPDATE SET fills = excluded.fills, leaves = 0, pivots = 0,
-                       run = '', told = 0";
+                       run = '', told = 0, made = ''";
         change(db, sql, (domain.as_str(), vm.as_str(), fills))
     }
 
@@ -85,6 +91,17 @@ impl Moving {
         change(db, sql, (domain.as_str(), vm.as_str(), run))
     }
 
+    /// Writes which images are made for disks that have no place to go back to. Before they are made.
+    pub(crate) fn make(db: &Connection, domain: &Name, vm: &Name, made: &BTreeMap<Name, PathBuf>) -> Result<()> {
+        let text = made.iter().map(|(disk, path)| {
+            let bad = || Error::new(ErrorKind::Invalid, format!("{}: is not UTF-8", path.display()));
+            Ok((disk.as_str(), path.to_str().ok_or_else(bad)?))
+        });
+        let text = serde_json::to_string(&text.collect::<Result<BTreeMap<_, _>>>()?);
+        let text = text.map_err(|e| Error::with_source(ErrorKind::Internal, "put paths into JSON", e))?;
+        change(db, "UPDATE moving SET made = ?3 WHERE domain = ?1 AND vm = ?2", (domain.as_str(), vm.as_str(), text))
+    }
+
     /// Writes that an operator was told to decide.
     pub(crate) fn told(db: &Connection, domain: &Name, vm: &Name) -> Result<()> {
         change(db, "UPDATE moving SET told = 1 WHERE domain = ?1 AND vm = ?2", (domain.as_str(), vm.as_str()))
@@ -94,13 +111,27 @@ impl Moving {
     pub(crate) fn stay(db: &Connection, domain: &Name, vm: &Name) -> Result<()> {
         let key = (domain.as_str(), vm.as_str());
         change(db, "DELETE FROM moving WHERE domain = ?1 AND vm = ?2 AND fills = 0", key)?;
-        change(db, "UPDATE moving SET leaves = 0, pivots = 0, run = '', told = 0 WHERE domain = ?1 AND vm = ?2", key)
+        change(
+            db,
+            "UPDATE moving SET leaves = 0, pivots = 0, run = '', told = 0, made = '' WHERE domain = ?1 AND vm = ?2",
+            key,
+        )
     }
 
     /// It is done. One that is not under way is no error.
     pub(crate) fn end(db: &Connection, domain: &Name, vm: &Name) -> Result<()> {
         change(db, "DELETE FROM moving WHERE domain = ?1 AND vm = ?2", (domain.as_str(), vm.as_str()))
     }
+}
+
+/// Images by the names of their disks, as they are written.
+fn made_of(text: &str) -> Result<BTreeMap<Name, PathBuf>> {
+    if text.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let read: BTreeMap<String, PathBuf> =
+        serde_json::from_str(text).map_err(|e| damaged(&format!("images of a VM that is moved: {e}")))?;
+    read.into_iter().map(|(disk, path)| Ok((name(&disk)?, path))).collect()
 }
 
 fn change(db: &Connection, sql: &str, parameters: impl rusqlite::Params) -> Result<()> {

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) const APPLICATION: i64 = 0x4652_5348;
 
 /// What leads from version n to n + 1. Reasons stand beside each.
-const STEPS: [&str; 7] = [
+const STEPS: [&str; 9] = [
     // 1: the first.
     "CREATE TABLE site (one INTEGER PRIMARY KEY CHECK (one = 1), name TEXT NOT NULL, catalog TEXT NOT NULL,
         created INTEGER NOT NULL) STRICT;
@@ -51,6 +51,13 @@ const STEPS: [&str; 7] = [
     // 7: VMs whose guests ran on other disks than those that are served.
     "CREATE TABLE astray (domain TEXT NOT NULL, vm TEXT NOT NULL, since INTEGER NOT NULL, PRIMARY KEY (domain, vm),
         FOREIGN KEY (domain, vm) REFERENCES vm (domain, name) ON DELETE CASCADE) STRICT;",
+    // 8: definitions that are taken anew: what the hypervisor had when it was last looked at, and where the disks were at
+    // this site before it protected them, which the definition told alone so far.
+    "ALTER TABLE vm ADD COLUMN seen TEXT;
+     ALTER TABLE vm ADD COLUMN before TEXT;
+     UPDATE vm SET before = definition;",
+    // 9: images that are made for disks that have no place to go back to.
+    "ALTER TABLE moving ADD COLUMN made TEXT NOT NULL DEFAULT '';",
 ];
 
 /// The version that this program writes.

@@ -1,5 +1,7 @@
 //! The catalog: what is written is there after a restart, what is newer, foreign, damaged or in use is refused untouched.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::capture::{DiskSource, VmDefinition, VmSource};
 use crate::format::{Nic, VmShape};
@@ -288,7 +290,8 @@ fn a_vm_that_is_moved_is_known_until_that_is_done_or_it_is_gone() {
             assert_eq!(disks::domains_of(db, &web)?, [n("d")]);
             let is = |fills, leaves, pivots| {
                 let run = if pivots { "one" } else { "" };
-                let expected = Moving { vm: n("web"), fills, leaves, pivots, run: run.to_owned(), told: false };
+                let (run, made) = (run.to_owned(), BTreeMap::new());
+                let expected = Moving { vm: n("web"), fills, leaves, pivots, run, told: false, made };
                 assert_eq!(Moving::of(db, &d).unwrap(), std::slice::from_ref(&expected));
                 assert_eq!(Moving::get(db, &d, &web).unwrap(), Some(expected.clone()));
                 expected.is_no_moment()
@@ -312,6 +315,10 @@ fn a_vm_that_is_moved_is_known_until_that_is_done_or_it_is_gone() {
             // Of what comes after, nobody was told.
             Moving::pivot(db, &d, &web, "one")?;
             assert!(is(false, true, true));
+            let made = BTreeMap::from([(n("vda"), "/images/a \"b\".img".into())]);
+            Moving::make(db, &d, &web, &made)?;
+            Moving::begin_to_leave(db, &d, &web)?;
+            assert_eq!(Moving::get(db, &d, &web)?.unwrap().made, made, "until it is done");
             Moving::stay(db, &d, &web)?;
             assert_eq!(Moving::get(db, &d, &web)?, None);
             // What was not whole before is not whole because it was to leave.
@@ -365,17 +372,26 @@ fn a_catalog_of_the_version_before_is_brought_to_this_one_with_what_it_has() {
         .unwrap();
     drop(catalog);
     let back = "ALTER TABLE moving DROP COLUMN leaves; ALTER TABLE moving DROP COLUMN pivots; ALTER TABLE moving DROP COLUMN run;
-        ALTER TABLE moving DROP COLUMN told; DROP TABLE astray; PRAGMA user_version = 4;";
+        ALTER TABLE moving DROP COLUMN told; DROP TABLE astray; ALTER TABLE vm DROP COLUMN seen;
+        ALTER TABLE vm DROP COLUMN before; ALTER TABLE moving DROP COLUMN made; PRAGMA user_version = 4;";
     Connection::open(&path).unwrap().execute_batch(back).unwrap();
     assert_eq!(inspect_catalog(&path, false).unwrap().unwrap().value("version"), Some(&4.into()));
     let catalog = open(dir.path()).unwrap();
     let moving = catalog.call_blocking(|db| Moving::of(db, &n("d"))).unwrap();
     assert_eq!(
         moving,
-        [Moving { vm: n("web"), fills: true, leaves: false, pivots: false, run: String::new(), told: false }]
+        [Moving {
+            vm: n("web"),
+            fills: true,
+            leaves: false,
+            pivots: false,
+            run: String::new(),
+            told: false,
+            made: BTreeMap::new()
+        }]
     );
     drop(catalog);
-    assert_eq!(inspect_catalog(&path, false).unwrap().unwrap().value("version"), Some(&7.into()));
+    assert_eq!(inspect_catalog(&path, false).unwrap().unwrap().value("version"), Some(&9.into()));
 }
 
 #[test]

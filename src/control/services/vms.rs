@@ -251,6 +251,7 @@ async fn unprotect(app: &Arc<Appliance>, by: &str, asked: &UnprotectVmRequest) -
     let done = LettingGo::new(app, &record, found).run().await?;
     app.moves.trouble(&domain, &vm, None);
     app.astray.forget(&domain, &vm);
+    app.fresh.forget(&domain, &vm);
     Ok(UnprotectVmResponse { all_shipped: done.all_shipped, notes: done.notes })
 }
 

@@ -156,8 +156,8 @@ pub const SETTINGS: &[Setting] = &[
         "protect.socket_group",
         Kind::Name,
         "",
-        "Group in `/etc/group`, or its number, that may connect to the sockets: that of a hypervisor which runs under a user \
-         of its own, such as `kvm`",
+        "Group in `/etc/group`, or its number, that may connect to the sockets, and comes to the images that VMs are left \
+         with: that of a hypervisor which runs under a user of its own, such as `kvm`",
     ),
     setting(
         "protect.log_store",

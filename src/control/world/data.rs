@@ -197,10 +197,18 @@ impl SiteWorld {
         }
         let domain = record.name.clone();
         let change = move |db: &rusqlite::Connection| {
+            let mut before = Vec::with_capacity(known.len());
             for vm in &known {
+                before.push((&vm.name, catalog::before(db, &domain, &vm.name)?));
                 catalog::unprotect(db, &domain, &vm.name)?;
             }
-            sources.iter().try_for_each(|vm| catalog::protect(db, &domain, vm))
+            for vm in &sources {
+                catalog::protect(db, &domain, vm)?;
+                // The definition that came with the disks speaks of another site's; where they were here, they may go back to.
+                let here = before.iter().find(|(name, _)| **name == vm.name).and_then(|(_, here)| here.as_ref());
+                catalog::set_before(db, &domain, &vm.name, here)?;
+            }
+            Ok(())
         };
         self.catalog.call(change).await?;
         self.keep(&record.name, plan, false).await

@@ -12,20 +12,22 @@
 //! get on is given up.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
 use super::LibvirtDriver;
-use super::definition::{Definition, DiskPart, Source};
+use super::definition::{Definition, DiskPart, LIBVIRT_XML, Source};
 use super::export::Export;
 use super::fit::onto_export;
+use super::fresh::refresh;
+use super::take_in::onto_image;
 use super::virsh::{Listed, mark};
 use super::xml::Element;
 use crate::error::{Error, ErrorKind, Result};
-use crate::hypervisor::{CopyStage, DiskCopy, DiskSpec, FoundVm, GuestDisks, MoveWatcher, Whereabouts};
+use crate::hypervisor::{CopyStage, DiskCopy, DiskSpec, FoundVm, GuestDisks, MoveWatcher, Refresh, Whereabouts};
 use crate::ids::Name;
 
 /// Time without any progress after which a copy is given up.
@@ -236,26 +238,39 @@ impl LibvirtDriver {
         self.give(&next.root).await
     }
 
-    /// The disk that a VM had in an earlier definition, where it can be gone back to.
-    fn earlier(vm: &Name, earlier: &Definition, target: &str, served: &Path) -> Result<(Element, PathBuf)> {
-        let advice = "shut it down first: then its definition is pointed at the image that is served, without a copy";
-        let refused =
-            |why: String| Err(Error::new(ErrorKind::Refused, format!("VM {vm}, disk {target}: {why}; {advice}")));
-        let devices = earlier.root.child("devices").into_iter().flat_map(|devices| devices.all("disk"));
-        let Some(disk) = devices.into_iter().find(|disk| DiskPart::of(disk).target == target) else {
-            return refused("the definition that it was protected with has no such disk".to_owned());
-        };
+    /// The disk that a VM had in an earlier definition, where it can be gone back to: its file or device is there, and is
+    /// not the one that is served.
+    fn earlier(earlier: &Definition, target: &str, served: &Path) -> Option<(Element, PathBuf)> {
+        let mut devices = earlier.root.child("devices").into_iter().flat_map(|devices| devices.all("disk"));
+        let disk = devices.find(|disk| DiskPart::of(disk).target == target)?;
         let path = match DiskPart::of(disk).source {
             Source::File { path, .. } | Source::Block { path, .. } => path,
-            _ => return refused("it had no file or block device before".to_owned()),
+            _ => return None,
         };
-        let Ok(there) = std::fs::metadata(&path) else {
-            return refused(format!("{}, where it was before, is gone", path.display()));
+        let there = std::fs::metadata(&path).ok()?;
+        // A device may have several names that are no links.
+        let device = |meta: &std::fs::Metadata| meta.file_type().is_block_device().then(|| meta.rdev());
+        let is_same = |own: std::fs::Metadata| {
+            (own.dev(), own.ino()) == (there.dev(), there.ino())
+                || device(&own).is_some_and(|own| device(&there) == Some(own))
         };
-        if std::fs::metadata(served).is_ok_and(|own| (own.dev(), own.ino()) == (there.dev(), there.ino())) {
-            return refused(format!("{} is the image that is served", path.display()));
-        }
-        Ok((disk.clone(), path))
+        let is_served = std::fs::metadata(served).is_ok_and(is_same);
+        (!is_served).then(|| (disk.clone(), path))
+    }
+
+    /// What a disk that has no place to go back to becomes: itself, in the image made for it.
+    fn in_image(disk: &Element, image: &Path) -> Result<Element> {
+        let mut disk = disk.clone();
+        onto_image(&mut disk, image)?;
+        Ok(disk)
+    }
+}
+
+/// An earlier definition; without any, one that has nothing.
+fn earlier_definition(text: &str) -> Result<Definition> {
+    match text {
+        "" => Definition::parse("<domain><name>none</name></domain>"),
+        text => Definition::parse(text),
     }
 }
 
@@ -333,6 +348,14 @@ impl GuestDisks for LibvirtDriver {
         }
     }
 
+    fn refresh(&self, (kind, kept): (&str, &str), before: Option<&str>, found: &FoundVm) -> Result<Refresh> {
+        match kind {
+            LIBVIRT_XML => refresh(kept, before, &found.definition),
+            // It is another hypervisor's.
+            _ => Ok(Refresh::default()),
+        }
+    }
+
     async fn whereabouts(&self, vms: &[Name]) -> Result<BTreeMap<Name, Whereabouts>> {
         self.whereabouts_of(vms).await
     }
@@ -385,45 +408,67 @@ impl GuestDisks for LibvirtDriver {
         self.detach_disks(vm, images).await
     }
 
+    fn placeless(&self, definition: &str, images: &[(DiskSpec, PathBuf)]) -> Result<Vec<Name>> {
+        let earlier = earlier_definition(definition)?;
+        let has_none = |(spec, served): &&(DiskSpec, PathBuf)| {
+            LibvirtDriver::earlier(&earlier, spec.name.as_str(), served).is_none()
+        };
+        Ok(images.iter().filter(has_none).map(|(spec, _)| spec.name.clone()).collect())
+    }
+
     async fn move_back(
         &self,
         vm: &Name,
         definition: &str,
         images: &[(DiskSpec, PathBuf)],
+        made: &BTreeMap<Name, PathBuf>,
         watcher: &dyn MoveWatcher,
     ) -> Result<Vec<(Name, PathBuf)>> {
         let there = self.must_run(vm).await?;
-        let earlier = match definition {
-            "" => Definition { root: Element::new("domain"), name: vm.clone(), uuid: String::new() },
-            text => Definition::parse(text)?,
-        };
-        let back = |target: &str, to: &Source| {
+        let earlier = earlier_definition(definition)?;
+        let is_in =
+            |path: &Path, to: &Source| same_file(&Source::File { path: path.into(), format: String::new() }, to);
+        let is_earlier = |target: &str, to: &Source| {
             earlier.disks().iter().any(|disk| disk.target == target && same_file(&disk.source, to))
         };
-        self.end_all_copies(&there, &back).await?;
+        let ours = |target: &str, to: &Source| made.values().any(|path| is_in(path, to)) || is_earlier(target, to);
+        self.end_all_copies(&there, &ours).await?;
         let running = self.running_definition(&there).await?;
         let (mut moves, mut places, mut before) = (Vec::new(), Vec::new(), Vec::new());
         for (spec, served) in images {
-            let export = Export::parse(&spec.uri)?;
-            let is_back = |part: &DiskPart| back(&part.target, &part.source) && part.target == spec.name.as_str();
-            let part = running.disks().into_iter().find(|part| export.is(&part.source) || is_back(part));
-            let Some(part) = part else { continue };
-            let (disk, path) = LibvirtDriver::earlier(vm, &earlier, &part.target, served)?;
+            let (export, image) = (Export::parse(&spec.uri)?, made.get(&spec.name));
+            let is_back = |part: &DiskPart| match image {
+                Some(image) => is_in(image, &part.source),
+                None => part.target == spec.name.as_str() && is_earlier(&part.target, &part.source),
+            };
+            let Some(disk) = running.disk(|part| export.is(&part.source) || is_back(part)) else { continue };
+            let part = DiskPart::of(disk);
+            let to = match image {
+                Some(path) => Some((LibvirtDriver::in_image(disk, path)?, path.clone())),
+                None => LibvirtDriver::earlier(&earlier, &part.target, served),
+            };
+            let Some((to, path)) = to else {
+                let why = format!("VM {vm}, disk {}: there is no image that it could go back to", part.target);
+                return Err(Error::new(ErrorKind::Refused, why));
+            };
             // One that a call before this one moved is only written down.
             if export.is(&part.source) {
-                moves.push(Move { disk: spec.name.clone(), target: part.target, to: copy_of(&disk) });
+                moves.push(Move { disk: spec.name.clone(), target: part.target.clone(), to: copy_of(&to) });
             }
             places.push((spec.name.clone(), path));
-            before.push(disk);
+            before.push((part.target, to, image));
         }
         if before.is_empty() {
             return Ok(places);
         }
-        let change = |target: &str, disk: &mut Element| {
-            if let Some(old) = before.iter().find(|old| DiskPart::of(old).target == target) {
+        let change = |target: &str, disk: &mut Element| match before.iter().find(|(of, ..)| of == target) {
+            // As its next start has it, but for the place.
+            Some((.., Some(image))) => onto_image(disk, image),
+            Some((_, old, None)) => {
                 disk.clone_from(old);
+                Ok(())
             }
-            Ok(())
+            None => Ok(()),
         };
         self.move_disks(&there, &moves, &change, watcher).await?;
         self.change_next_start(&there, &change).await?;
@@ -467,19 +512,16 @@ mod tests {
         let (old, served) = (dir.path().join("old"), dir.path().join("served"));
         std::fs::write(&old, "x").unwrap();
         std::fs::write(&served, "x").unwrap();
-        let vm = Name::new("web").unwrap();
+        std::os::unix::fs::symlink(&served, dir.path().join("link")).unwrap();
         let on = |path: &Path| {
             let disk = format!("<disk><source file='{}'/><target dev='vda'/></disk>", path.display());
             Definition::parse(&format!("<domain><name>a</name><devices>{disk}</devices></domain>")).unwrap()
         };
-        assert_eq!(LibvirtDriver::earlier(&vm, &on(&old), "vda", &served).unwrap().1, old);
-        for (earlier, target, why) in [
-            (on(&served), "vda", "is the image that is served"),
-            (on(&old), "vdb", "has no such disk"),
-            (on(&dir.path().join("gone")), "vda", "is gone"),
-        ] {
-            let error = LibvirtDriver::earlier(&vm, &earlier, target, &served).unwrap_err();
-            assert!(error.kind() == ErrorKind::Refused && error.to_string().contains(why), "{error}");
+        assert_eq!(LibvirtDriver::earlier(&on(&old), "vda", &served).unwrap().1, old);
+        let nowhere = [(on(&served), "vda"), (on(&old), "vdb"), (on(&dir.path().join("gone")), "vda")];
+        for (earlier, target) in nowhere.into_iter().chain([(on(&dir.path().join("link")), "vda")]) {
+            assert_eq!(LibvirtDriver::earlier(&earlier, target, &served), None, "{target}");
         }
+        assert_eq!(LibvirtDriver::earlier(&earlier_definition("").unwrap(), "vda", &served), None);
     }
 }

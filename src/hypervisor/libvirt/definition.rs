@@ -117,7 +117,12 @@ impl Definition {
         self.root.child("devices").map(Definition::disks_in).unwrap_or_default()
     }
 
-    /// The same of the element `devices`.
+    /// The element of the first disk that is so.
+    pub(super) fn disk(&self, is: impl Fn(&DiskPart) -> bool) -> Option<&Element> {
+        self.devices().filter(|d| d.name == "disk" && !is_seed(d)).find(|disk| is(&DiskPart::of(disk)))
+    }
+
+    /// Disks of all kinds in the element `devices`.
     pub(super) fn disks_in(devices: &Element) -> Vec<DiskPart> {
         devices.all("disk").filter(|disk| !is_seed(disk)).map(DiskPart::of).collect()
     }

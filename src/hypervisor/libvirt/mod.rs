@@ -14,6 +14,7 @@
 //! | `driver` | what Freshet asks of a hypervisor |
 //! | `take_in`, `copy` | VMs that are there already: their disks onto exports and back, off or running |
 //! | `whereabouts` | where the disks of VMs are |
+//! | `fresh` | the definition that travels, made anew of what is there now; pure |
 //! | `watch`, `trouble` | what happens to VMs by other hands, and what is wrong with them |
 //! | `reconnect` | QEMU's clients, told to connect again where libvirt cannot tell them |
 //!
@@ -25,6 +26,7 @@ mod definition;
 mod driver;
 mod export;
 mod fit;
+mod fresh;
 mod platform;
 mod reconnect;
 mod take_in;

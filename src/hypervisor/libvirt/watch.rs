@@ -31,21 +31,29 @@ const LOOK: Duration = Duration::from_secs(60);
 /// How `virsh domstate --reason` tells of a guest that an error halted.
 const HALTED: &str = "paused (I/O error)";
 
-/// One line of `virsh event --timestamp`, where it says that a VM is on or off.
+/// One line of `virsh event --timestamp`, where it says that a VM is on or off, or is another than it was.
 fn understand(line: &str) -> Option<GuestChange> {
-    let (_, rest) = line.split_once(": event 'lifecycle' for domain '")?;
+    let (_, rest) = line.split_once(": event '")?;
+    let (kind, rest) = rest.split_once("' for domain '")?;
     let (name, detail) = rest.rsplit_once("': ")?;
     let vm = Name::new(name).ok()?;
-    let (word, reason) = detail.split_once(' ').unwrap_or((detail, ""));
+    let detail = detail.to_owned();
+    match kind {
+        "lifecycle" => {}
+        "device-added" | "device-removed" => return Some(GuestChange { vm, event: GuestEvent::Changed, detail }),
+        _ => return None,
+    }
+    let (word, reason) = detail.split_once(' ').unwrap_or((&detail, ""));
     let event = match (word, reason) {
         ("Started", _) => GuestEvent::Started,
         ("Stopped", _) => GuestEvent::Stopped,
         ("Crashed", _) => GuestEvent::Crashed,
         ("Suspended", "I/O Error") => GuestEvent::Halted,
         ("Resumed", _) => GuestEvent::Resumed,
+        ("Defined", _) => GuestEvent::Changed,
         _ => return None,
     };
-    Some(GuestChange { vm, event, detail: detail.to_owned() })
+    Some(GuestChange { vm, event, detail })
 }
 
 impl LibvirtDriver {
@@ -202,6 +210,9 @@ mod tests {
             line("'lifecycle' for domain 'web 'x'': Suspended I/O Error"),
             web(GuestEvent::Halted, "Suspended I/O Error")
         );
+        let changed = |detail: &str| web(GuestEvent::Changed, detail);
+        assert_eq!(line("'lifecycle' for domain 'web 'x'': Defined Updated"), changed("Defined Updated"));
+        assert_eq!(line("'device-added' for domain 'web 'x'': net1"), changed("net1"));
         assert_eq!(line("'lifecycle' for domain 'web': Suspended Paused"), None);
         assert_eq!(line("'block-job-2' for domain 'web': Block Copy for vda ready"), None);
         assert_eq!(line("'lifecycle' for domain"), None);

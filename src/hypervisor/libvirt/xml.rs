@@ -69,6 +69,11 @@ impl Element {
         self.attributes.iter().find(|(n, _)| n == name).map_or("", |(_, value)| value)
     }
 
+    /// Its attributes, names and values, as they stand.
+    pub(super) fn attributes(&self) -> &[(String, String)] {
+        &self.attributes
+    }
+
     /// Sets an attribute where it stands, or adds it.
     pub(super) fn set(&mut self, name: &str, value: &str) {
         match self.attributes.iter_mut().find(|(n, _)| n == name) {
