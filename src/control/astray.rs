@@ -291,7 +291,7 @@ impl Appliance {
         self.catalog.call(move |db| catalog::unstray(db, &which, &name)).await?;
         hosted.filled(vm).await;
         for image in images(&one.vm) {
-            on_image(image, |image| clear_unwatched(image)).await?;
+            on_image(image, clear_unwatched).await?;
         }
         let detail =
             format!("VM {vm} is on its exports again: all of its images is compared, and then points cover it");

@@ -78,26 +78,34 @@ fn two_disks_of_a_guest_of_another_user_go_over_and_back_together() {
         first.appliance.until_recoverable("d");
         console.assert_no_alarm();
 
-        // It runs, and is let go: onto the image that it had here, and onto a new one instead of the one that is served, which
-        // its user reaches.
-        let back = first.ask(&["vm", "unprotect", "d", "web"])["notes"].to_string();
-        assert!(back.contains("web.qcow2 again") && back.contains("vdb.img now, a new image"), "{back}");
-        assert!(on(&first).contains("web.qcow2") && on(&first).contains("vdb.img"), "{}", on(&first));
-        console.some_more();
-        assert_eq!(console.count("whole"), 3, "it never stopped");
-        // And while it is off.
+        // It runs, and is let go: onto the images that it had here.
+        let let_go = || first.ask(&["vm", "unprotect", "d", "web"])["notes"].to_string();
         let shut_down = || {
             first.libvirt.virsh(&["shutdown", "web"]);
             console.wait("the end", || first.libvirt.state("web") == "shut off");
         };
+        let back = let_go();
+        assert!(back.contains("web.qcow2 again") && back.matches("again").count() == 2, "{back}");
+        console.some_more();
+        assert_eq!(console.count("whole"), 3, "it never stopped");
+        // One of them is served now: it goes onto another, which its user reaches.
         shut_down();
         first.ask(&["vm", "protect", "d", "web"]);
         assert!(on(&first).contains("web/vda") && on(&first).contains("web/vdb"), "{}", on(&first));
-        let off = first.ask(&["vm", "unprotect", "d", "web"])["notes"].to_string();
-        assert!(off.contains("disk vda is at") && !off.contains("closed to others"), "{off}");
-        assert!(on(&first).contains("first-state/images"), "{}", on(&first));
         first.libvirt.virsh(&["start", "web"]);
         assert_eq!(console.boots(4), console.newest("down").unwrap());
+        let back = let_go();
+        assert!(back.contains("web.qcow2 again") && back.contains("now, a new image"), "{back}");
+        assert!(on(&first).contains("first-state/images/d/web/vdb"), "{}", on(&first));
+        console.some_more();
+        // And while it is off, onto those that are served.
+        shut_down();
+        first.ask(&["vm", "protect", "d", "web"]);
+        let left = let_go();
+        assert!(left.contains("disk vda is at") && !left.contains("closed to others"), "{left}");
+        assert_eq!(on(&first).matches("first-state/images/d/web").count(), 2, "{}", on(&first));
+        first.libvirt.virsh(&["start", "web"]);
+        assert_eq!(console.boots(5), console.newest("down").unwrap());
         assert_ne!(runs_as(&first), 0);
         console.some_more();
         console.assert_no_alarm();

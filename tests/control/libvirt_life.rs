@@ -16,7 +16,7 @@ fn disk_at(place: &Place, into: &str, point: Option<u64>) -> PathBuf {
     let datastore = place.path(into);
     std::fs::create_dir(&datastore).unwrap();
     let mut command = freshet();
-    command.args(["--json", "rehydrate", "--store", &place.store_url(), "--domain", "d", "--log-size", "64MiB"]);
+    command.args(["--json", "rehydrate", "--store", &place.store_url(), "--domain", "d", "--log-size", "256MiB"]);
     command.arg("--datastore").arg(&datastore);
     if let Some(point) = point {
         command.args(["--point", &point.to_string()]);

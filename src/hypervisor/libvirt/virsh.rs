@@ -14,6 +14,8 @@ use crate::ids::Name;
 const MAX_ANSWER: usize = 64 << 20;
 /// Most bytes of error output that are shown.
 const MAX_ERRORS: usize = 4096;
+/// Verbs that say what they did, which they do not where they are to be quiet.
+const TELLING: [&str; 1] = ["domfsfreeze"];
 /// Variables that say where a user's own libvirt is.
 const KEPT_VARIABLES: [&str; 4] = ["HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"];
 /// What is told of a URI that is none of libvirt's.
@@ -62,8 +64,9 @@ pub(super) struct Virsh {
 impl Virsh {
     /// The command with its arguments, as `RunCommand` takes it.
     pub(super) fn command(&self, arguments: &[&str]) -> (Vec<String>, BTreeMap<String, String>) {
-        let mut command: Vec<String> =
-            ["virsh", "-q", "-k", "5", "-K", "3", "-c"].iter().map(|word| (*word).to_owned()).collect();
+        let quiet = if arguments.first().is_some_and(|verb| TELLING.contains(verb)) { None } else { Some("-q") };
+        let words = ["virsh"].into_iter().chain(quiet).chain(["-k", "5", "-K", "3", "-c"]);
+        let mut command: Vec<String> = words.map(str::to_owned).collect();
         command.push(self.settings.uri.clone());
         command.extend(arguments.iter().map(|word| (*word).to_owned()));
         let kept = KEPT_VARIABLES.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)));
@@ -197,6 +200,15 @@ pub(super) fn kind_of(said: &str) -> ErrorKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_who_is_to_tell_what_it_did_is_not_quiet() {
+        let (limit, poll) = (Duration::from_secs(1), Duration::from_secs(1));
+        let settings = LibvirtSettings { uri: "x".into(), limit, poll, exports: "/".into(), seeds: "/".into() };
+        let virsh = Virsh { settings };
+        assert_eq!(virsh.command(&["list"]).0, ["virsh", "-q", "-k", "5", "-K", "3", "-c", "x", "list"]);
+        assert!(!virsh.command(&["domfsfreeze", "a"]).0.contains(&"-q".to_owned()));
+    }
 
     #[test]
     fn a_list_is_understood() {
