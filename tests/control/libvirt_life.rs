@@ -9,7 +9,7 @@ use super::appliance::{Place, Ran, freshet};
 use crate::support::console::Console;
 use crate::support::libvirt_guest::file_disk;
 use crate::support::libvirt_site::LibvirtSite;
-use crate::support::real_images::tool;
+use crate::support::real_images::{run, tool};
 
 /// Disk `vda` of VM `web` as it is at a point of domain `d`; `None` is the newest.
 fn disk_at(place: &Place, into: &str, point: Option<u64>) -> PathBuf {
@@ -80,17 +80,17 @@ pub(super) fn changes_of_its_definition_travel(first: &LibvirtSite<'_>, second: 
     first.appliance.until("d", "no problem", |shown| !is_told(shown));
 }
 
-/// The definition of `web` with its disk in a file.
+/// The definition of `web` with its disk in a file that is qcow2.
 fn on_file(site: &LibvirtSite<'_>, image: &Path) -> String {
     let xml = site.libvirt.virsh(&["dumpxml", "--inactive", "web"]);
     let (before, rest) = xml.split_once("<disk type='network'").unwrap_or_else(|| panic!("{xml}"));
     let (_, after) = rest.split_once("</disk>").unwrap();
-    format!("{before}{}{after}", file_disk("vda", image, "raw"))
+    format!("{before}{}{after}", file_disk("vda", image, "qcow2"))
 }
 
-/// A guest that is protected is started on its image itself, twice, and across a restart of the appliance: it is not
-/// recoverable until it is back on its export, and what it wrote meanwhile is part of the domain then. It has booted twice
-/// before.
+/// A guest that is protected is started on the image that it had before, and the appliance is restarted meanwhile: it is not
+/// recoverable until it is back on its export, and what its operator copied onto the image then is part of the domain. It has
+/// booted twice before.
 pub(super) fn it_strays_and_comes_back(site: &mut LibvirtSite<'_>, place: &Place, console: &Console) {
     let shut_down = |site: &LibvirtSite<'_>| {
         site.libvirt.virsh(&["shutdown", "web"]);
@@ -98,14 +98,15 @@ pub(super) fn it_strays_and_comes_back(site: &mut LibvirtSite<'_>, place: &Place
     };
     let shown = site.ask(&["domain", "show", "d"]);
     let image = PathBuf::from(shown["vms"][0]["disks"][0]["path"].as_str().unwrap());
+    let old = place.path("web.qcow2");
     let is_astray = |shown: &Value| {
         let told = shown["problems"].to_string();
         shown["vms"][0]["status"] == "PROTECTION_STATUS_ERROR"
             && shown["status"] == "PROTECTION_STATUS_ERROR"
-            && told.contains(&format!("vda ({})", image.display()))
+            && told.contains(&format!("vda ({})", old.display()))
     };
     shut_down(site);
-    site.libvirt.define(&on_file(site, &image));
+    site.libvirt.define(&on_file(site, &old));
     site.libvirt.virsh(&["start", "web"]);
     console.boots(3);
     let shown = site.appliance.until("d", "a guest that is not protected", is_astray);
@@ -128,6 +129,11 @@ pub(super) fn it_strays_and_comes_back(site: &mut LibvirtSite<'_>, place: &Place
     let shown =
         site.appliance.until("d", "one that is off", |shown| shown["problems"].to_string().contains("would again"));
     assert!(is_astray(&shown), "{shown:#}");
+    // What it wrote there is to be kept: it is written onto the image, without anybody who captures it.
+    let copy = place.path("copy.raw");
+    run(tool("qemu-img").args(["convert", "-f", "qcow2", "-O", "raw"]).arg(&old).arg(&copy));
+    let mut served = std::fs::File::options().write(true).open(&image).unwrap();
+    std::io::copy(&mut std::fs::File::open(&copy).unwrap(), &mut served).unwrap();
     site.ask(&["vm", "protect", "d", "web"]);
     assert!(site.libvirt.virsh(&["domblklist", "web"]).contains("web/vda"));
     let shown = site.appliance.until_recoverable("d");
