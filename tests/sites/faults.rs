@@ -1,4 +1,5 @@
-//! Completions, planned and forced, while cables are cut, ways are slow, and processes are killed at random moments.
+//! Completions, planned and forced, failovers and failbacks as needed, and the beginning of following, while cables are cut,
+//! ways are slow, and processes are killed at random moments.
 //!
 //! Whatever happens: guests find at each boot what was promised, and nothing of a site that was taken over (see `guest`);
 //! a forced completion does not wait for a site that is gone; every task ends or asks; and when all is well again the domain
@@ -142,9 +143,16 @@ impl Round<'_> {
         }
     }
 
-    /// Everything is well again: waits until the domain runs at `owner`, nothing is under way, and the other's disks follow.
-    fn converge(mut self, owner: usize, in_place: bool) {
-        let other = 1 - owner;
+    /// Something is begun at a site while the weather is bad, and comes to its end.
+    fn in_bad_weather(&mut self, site: usize, args: &[String]) {
+        self.weather = Weather::drawn(self.random, WITHIN / 2);
+        let id = self.begin(site, args);
+        let ended = self.over(site, &id, |_| false);
+        self.well_again();
+        assert_eq!(ended, "TASK_STATE_DONE", "{args:?}");
+    }
+
+    fn well_again(&mut self) {
         self.weather.clear(self.estate);
         for site in [FIRST, SECOND] {
             self.estate.link(site, true);
@@ -153,6 +161,14 @@ impl Round<'_> {
                 self.estate.sites[site].restart();
             }
         }
+    }
+
+    /// Everything is well again: waits until the domain runs at `owner`, nothing is under way, and the other's disks follow,
+    /// which begins in bad weather. Where they do not yet, the domain may go there at once, by consent and as needed. Who owns
+    /// it then.
+    fn converge(mut self, owner: usize, goes_at_once: bool) -> usize {
+        let other = 1 - owner;
+        self.well_again();
         self.estate.runs(owner);
         let began = Instant::now();
         loop {
@@ -170,7 +186,15 @@ impl Round<'_> {
                         }
                     }
                     self.estate.sites[other].switch("web", "off");
-                    self.estate.follow(other, in_place);
+                    let command = if other == FIRST { "failback" } else { "failover" };
+                    let in_place = ["--in-place", "--accept-divergence"];
+                    if goes_at_once {
+                        println!("site {other}: as needed");
+                        let more = [&in_place[..], &["--planned"]].concat();
+                        self.in_bad_weather(other, &self.estate.plan(other, &[command, "start"], &more));
+                        return self.converge(other, false);
+                    }
+                    self.in_bad_weather(other, &self.estate.plan(other, &[command, "continuous"], &in_place));
                 }
                 break;
             }
@@ -180,6 +204,7 @@ impl Round<'_> {
         self.estate.follows(other);
         assert!(self.estate.point(owner), "it is well again");
         self.estate.write_on(20);
+        owner
     }
 }
 
@@ -223,8 +248,8 @@ fn whatever_happens_meanwhile_nothing_is_lost_and_everything_comes_to_rest() {
         if it.complete(taker, how) {
             owner = taker;
         }
-        // New disks were made at the second site by its first recovery; from then on it has its own.
-        it.converge(owner, true);
+        let goes_at_once = it.random.bool() || round == 1;
+        owner = it.converge(owner, goes_at_once);
     }
     estate.same_disks(1 - owner);
 }
