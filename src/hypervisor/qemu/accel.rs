@@ -126,7 +126,14 @@ async fn boots(program: &Path, dir: &Path, accel: &str, limit: Duration) -> Resu
     Ok(match end.code {
         Some(CODE) => None,
         _ if end.timed_out => Some(format!("nothing of it ran within {} s", limit.as_secs())),
-        code => Some(format!("ended with {code:?}: {}", String::from_utf8_lossy(&end.errors).trim())),
+        code => {
+            let how =
+                code.map_or("it was killed by a signal".to_owned(), |code| format!("it ended with exit code {code}"));
+            let errors = String::from_utf8_lossy(&end.errors);
+            // The last line is what it ended by; the others led there.
+            let last = errors.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it says nothing");
+            Some(format!("{how}: {last}"))
+        }
     })
 }
 
