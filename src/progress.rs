@@ -22,6 +22,8 @@ pub struct Progress {
     landed: Mutex<Option<Stand>>,
     applied: Mutex<Option<Stand>>,
     unapplied: AtomicU64,
+    /// By VM and disk.
+    damage: Mutex<BTreeMap<(String, String), (u64, u64)>>,
     trouble: Mutex<Option<String>>,
     notes: Mutex<Vec<String>>,
     /// Disks that are here.
@@ -76,6 +78,27 @@ pub struct DiskBytes {
     pub done: u64,
 }
 
+/// What could not be had of one disk.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct DiskDamage {
+    /// VM that it belongs to.
+    pub vm: String,
+    /// Its name within the VM.
+    pub disk: String,
+    /// How many ranges.
+    pub ranges: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl fmt::Display for DiskDamage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DiskDamage { vm, disk, ranges, bytes } = self;
+        let places = if *ranges == 1 { "one range".to_owned() } else { format!("{ranges} ranges") };
+        write!(f, "VM {vm}, disk {disk}: {bytes} bytes in {places} could not be recovered")
+    }
+}
+
 /// What [`Progress`] stood at.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Snapshot {
@@ -95,6 +118,8 @@ pub struct Snapshot {
     pub applied: Option<Stand>,
     /// Bytes of the log that are in use: what landed and is not applied.
     pub unapplied: u64,
+    /// What could not be had, disk by disk; empty where all could.
+    pub damage: Vec<DiskDamage>,
     /// What the work waits for that should not be so, such as a storage site that does not answer.
     pub trouble: Option<String>,
     /// VM and name of each disk that is here and takes part, where that is known; at most [`MAX_DISKS`].
@@ -194,6 +219,18 @@ impl Progress {
         self.unapplied.store(bytes, Relaxed);
     }
 
+    /// This, and no more, could not be had.
+    pub fn damage_is(&self, damage: impl IntoIterator<Item = DiskDamage>) {
+        *lock(&self.damage) = damage.into_iter().map(|of| ((of.vm, of.disk), (of.ranges, of.bytes))).collect();
+    }
+
+    /// At least this could not be had of a disk. What was told of it before stays until it is known to be repaired.
+    pub fn damage_grows(&self, damage: DiskDamage) {
+        let mut all = lock(&self.damage);
+        let (ranges, bytes) = all.entry((damage.vm, damage.disk)).or_default();
+        (*ranges, *bytes) = ((*ranges).max(damage.ranges), (*bytes).max(damage.bytes));
+    }
+
     /// What the work waits for; `None` once it goes on.
     pub fn trouble(&self, why: Option<String>) {
         *lock(&self.trouble) = why;
@@ -231,6 +268,16 @@ impl Progress {
             landed: *lock(&self.landed),
             applied: *lock(&self.applied),
             unapplied: self.unapplied.load(Relaxed),
+            damage: {
+                let damage = lock(&self.damage);
+                let of = |((vm, disk), (ranges, bytes)): (&(String, String), &(u64, u64))| DiskDamage {
+                    vm: vm.clone(),
+                    disk: disk.clone(),
+                    ranges: *ranges,
+                    bytes: *bytes,
+                };
+                damage.iter().map(of).collect()
+            },
             trouble: lock(&self.trouble).clone(),
             here: Arc::clone(&lock(&self.here)),
             memory: self.memory.get().map(|probe| (probe.0)()).unwrap_or_default(),
@@ -270,5 +317,19 @@ mod tests {
         progress.count_memory(|| vec![MemoryUse::new("fetched", 1, 2)]);
         progress.count_memory(Vec::new);
         assert_eq!(progress.snapshot().memory, [MemoryUse::new("fetched", 1, 2)]);
+    }
+
+    #[test]
+    fn damage_that_is_tried_again_counts_until_it_is_known_what_came_of_it() {
+        let progress = Progress::new();
+        let damage = |ranges, bytes| DiskDamage { vm: "web".into(), disk: "root".into(), ranges, bytes };
+        progress.damage_grows(damage(2, 100));
+        progress.damage_grows(damage(1, 30));
+        assert_eq!(progress.snapshot().damage, [damage(2, 100)]);
+        assert_eq!(damage(2, 100).to_string(), "VM web, disk root: 100 bytes in 2 ranges could not be recovered");
+        progress.damage_is([damage(1, 30)]);
+        assert_eq!(progress.snapshot().damage, [damage(1, 30)]);
+        progress.damage_is([]);
+        assert!(progress.snapshot().damage.is_empty());
     }
 }

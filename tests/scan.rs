@@ -120,6 +120,44 @@ async fn a_damaged_domain_is_named_and_the_others_are_still_told() {
     assert!(no_index.point.is_none());
 }
 
+/// A point of `vms` of a domain that is there, after its newest segment.
+async fn add_point(site: &StorageSite, domain: &Name, time: u64, vms: &[VmId]) {
+    let writer = DomainWriter::start(site, domain, &name("site-a"), StartOptions::default()).await.unwrap();
+    let point = Point { time: Time::from_millis(time), flags: PointFlags::default(), vms: vms.into() };
+    let sealed = SegmentBuilder::new(Vec::new()).seal(Seal {
+        domain: writer.domain().id(),
+        id: writer.first(),
+        parent: writer.base(),
+        parent_digest: writer.base_digest(),
+        writer: writer.writer(),
+        created: site.now(),
+        point: Some(point),
+        catalogue: None,
+    });
+    site.create(&keys::segment(domain, writer.first()), vec![sealed.unwrap().bytes.into()]).await.unwrap();
+    writer.accept_up_to(writer.first()).await.unwrap();
+    writer.finish().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_the_newest_point_leaves_out_keeps_the_last_one_that_covers_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (site, domain) = (open(&dir).await, name("d"));
+    make_domain(&site, &domain, 8192).await;
+    let read = async || scan(&open(&dir).await, &Cancel::new()).await.unwrap().remove(0).summary.unwrap();
+    let first = read().await;
+    let vm = first.catalogue.vms[0].id;
+    assert!(first.covers(vm));
+    add_point(&site, &domain, 2_000_000, &[]).await;
+    let second = read().await;
+    assert_eq!(second.point.unwrap().time, Time::from_millis(2_000_000));
+    assert!(!second.covers(vm));
+    assert_eq!(second.covered_by[&vm].at, first.point.unwrap().at);
+    add_point(&site, &domain, 3_000_000, &[vm]).await;
+    let third = read().await;
+    assert!(third.covers(vm) && third.covered_by[&vm].time == Time::from_millis(3_000_000));
+}
+
 #[tokio::test]
 async fn an_empty_site_has_no_domains() {
     let dir = tempfile::tempdir().unwrap();

@@ -12,8 +12,8 @@ use super::task::follow;
 use super::units::bytes;
 use super::values::parse_disk_id;
 use crate::control::proto::{
-    CreateDomainRequest, CutPointRequest, DeleteDomainRequest, Diverged, Domain as Shown, DomainMode, Follow,
-    ForgetDomainRequest, GetDomainRequest, ImportAllDomainsRequest, ImportDomainRequest, ListDomainsRequest,
+    CreateDomainRequest, CutPointRequest, DeleteDomainRequest, DiskDamage, Diverged, Domain as Shown, DomainMode,
+    Follow, ForgetDomainRequest, GetDomainRequest, ImportAllDomainsRequest, ImportDomainRequest, ListDomainsRequest,
     Point as ShownPoint, PrepareDeleteDomainRequest, WatchDomainRequest,
 };
 use crate::control::{from_status, json_of, mode_words, status_words};
@@ -336,6 +336,9 @@ fn follow_text(follow: &Follow) -> String {
         out += &format!("; {} of {} fetched", bytes(follow.done_bytes), bytes(follow.total_bytes));
     }
     out.push('\n');
+    for DiskDamage { vm, disk, ranges, bytes: lost } in &follow.damage {
+        out += &format!("  damaged: {} of VM {vm}, disk {disk}, in {ranges} ranges\n", bytes(*lost));
+    }
     out
 }
 

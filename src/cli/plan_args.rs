@@ -173,6 +173,9 @@ pub(super) fn text(findings: &[Finding], summary: Option<&PlanSummary>) -> Strin
     if !summary.overwritten.is_empty() {
         out += &format!("would be overwritten: {}\n", summary.overwritten);
     }
+    for damage in &summary.damage {
+        out += &format!("damaged: {damage}\n");
+    }
     for address in &summary.addressing {
         out += &format!("addresses: {address}\n");
     }

@@ -20,17 +20,51 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::Status;
 use crate::ids::{DomainId, Name, Time};
 use crate::scan::{DomainSummary, summarise};
-use crate::store::Domain;
+use crate::store::{Domain, Ownership, StorageSite};
 
-/// One look.
+/// A look that saw the domain.
 #[derive(Debug, Clone)]
 pub(crate) struct Look {
     /// When, by the appliance's clock.
     pub(crate) at: Time,
-    /// What was seen, or why nothing was: the kind, and the words.
-    pub(crate) found: std::result::Result<Arc<DomainSummary>, (ErrorKind, String)>,
+    /// What was seen.
+    pub(crate) found: Arc<DomainSummary>,
     /// Site that claimed the domain first.
     pub(crate) home: Option<Name>,
+}
+
+/// A look that saw nothing.
+#[derive(Debug, Clone)]
+pub(crate) struct Failed {
+    /// When, by the appliance's clock.
+    pub(crate) at: Time,
+    /// What kind of trouble it was.
+    kind: ErrorKind,
+    /// Why, in words.
+    pub(crate) why: String,
+}
+
+impl Failed {
+    /// The store did not answer: what was seen before may well be so still. Otherwise it answered that it is not.
+    pub(crate) fn is_away(&self) -> bool {
+        matches!(self.kind, ErrorKind::Unreachable | ErrorKind::Denied)
+    }
+}
+
+/// What is known of a domain by looking.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Last {
+    /// The last look that saw it.
+    pub(crate) seen: Option<Look>,
+    /// The last look, where that saw nothing.
+    pub(crate) failed: Option<Failed>,
+}
+
+impl Last {
+    /// Site that claimed the domain first.
+    pub(crate) fn home(&self) -> Option<&Name> {
+        self.seen.as_ref().and_then(|look| look.home.as_ref())
+    }
 }
 
 /// A view that was kept, to see at little cost whether anything happened.
@@ -45,7 +79,7 @@ struct Kept {
 #[derive(Default)]
 pub(crate) struct Looks {
     kept: Mutex<HashMap<Name, Kept>>,
-    failed: Mutex<HashMap<Name, Look>>,
+    failed: Mutex<HashMap<Name, Failed>>,
 }
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -66,11 +100,22 @@ pub(crate) fn check_identity(expected: Option<DomainId>, found: &Domain) -> Resu
     }
 }
 
+/// Points that covered VMs then and are older than what is looked at now: they count on, unless they were cut off or
+/// given up since.
+fn remember_cover(summary: &mut DomainSummary, before: &DomainSummary, ownership: &Ownership) {
+    for (vm, point) in &before.covered_by {
+        let counts = point.at.segment >= ownership.floor() && ownership.common(point.at) == Some(point.at);
+        if counts && summary.catalogue.vm(*vm).is_some() {
+            summary.covered_by.entry(*vm).or_insert(*point);
+        }
+    }
+}
+
 impl Looks {
     /// What was last seen.
-    pub(crate) fn last(&self, domain: &Name) -> Option<Look> {
-        let kept = lock(&self.kept).get(domain).map(|kept| kept.look.clone());
-        lock(&self.failed).get(domain).cloned().or(kept)
+    pub(crate) fn last(&self, domain: &Name) -> Last {
+        let seen = lock(&self.kept).get(domain).map(|kept| kept.look.clone());
+        Last { seen, failed: lock(&self.failed).get(domain).cloned() }
     }
 
     /// Forgets a domain.
@@ -102,9 +147,8 @@ impl Looks {
                 Ok(look)
             }
             Err(error) => {
-                let found = Err((error.kind(), error.to_string()));
-                let home = self.last(&record.name).and_then(|last| last.home);
-                lock(&self.failed).insert(record.name.clone(), Look { at: now, found, home });
+                let failed = Failed { at: now, kind: error.kind(), why: error.to_string() };
+                lock(&self.failed).insert(record.name.clone(), failed);
                 Err(error)
             }
         }
@@ -112,9 +156,7 @@ impl Looks {
 
     async fn read_if_changed(&self, stores: &OpenStores, record: &DomainRecord, now: Time) -> Result<Kept> {
         let site = stores.open(&record.store).await?;
-        let before = lock(&self.kept).get(&record.name).cloned();
-        let before = before.filter(|kept| kept.view.site().url() == site.url() && record.id == Some(kept.view.id()));
-        if let Some(mut kept) = before {
+        if let Some(mut kept) = self.kept_of(record, &site) {
             let grown = kept.view.refresh().await?;
             let status = kept.view.status().await?;
             let quiet =
@@ -124,18 +166,15 @@ impl Looks {
                 (None, None) => true,
                 _ => false,
             };
-            if !grown
-                && is_quiet
-                && let Ok(summary) = &kept.look.found
-            {
-                let mut summary = DomainSummary::clone(summary);
+            if !grown && is_quiet {
+                let mut summary = DomainSummary::clone(&kept.look.found);
                 let store_now = site.now();
                 if let (Some(point), Some(_)) = (&mut summary.point, &status) {
                     point.age_ms = store_now.millis_since(point.time);
                 }
                 let seen = status.as_ref().map(|status| store_now.millis_since(status.at));
                 summary.last_sign.age_ms = seen.unwrap_or(summary.last_sign.age_ms);
-                kept.look = Look { at: now, found: Ok(Arc::new(summary)), home: kept.look.home.clone() };
+                kept.look = Look { at: now, found: Arc::new(summary), home: kept.look.home.clone() };
                 kept.status = status;
                 return Ok(kept);
             }
@@ -149,8 +188,17 @@ impl Looks {
         check_identity(record.id, &view)?;
         let home = view.ownership().generations().first().map(|first| first.author.site.clone());
         let status = view.status().await?;
-        let summary = summarise(view.clone()).await?;
-        Ok(Kept { view, status, look: Look { at: now, found: Ok(Arc::new(summary)), home } })
+        let mut summary = summarise(view.clone()).await?;
+        if let Some(before) = self.kept_of(record, &site) {
+            remember_cover(&mut summary, &before.look.found, view.ownership());
+        }
+        Ok(Kept { view, status, look: Look { at: now, found: Arc::new(summary), home } })
+    }
+
+    /// What was kept of this very domain.
+    fn kept_of(&self, record: &DomainRecord, site: &StorageSite) -> Option<Kept> {
+        let before = lock(&self.kept).get(&record.name).cloned();
+        before.filter(|kept| kept.view.site().url() == site.url() && record.id == Some(kept.view.id()))
     }
 
     /// Looks at all domains that `skip` does not name, `side_by_side` at a time.

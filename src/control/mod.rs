@@ -16,6 +16,8 @@
 //! | `stores`, `looks`, `hosting`, `view` | open stores; what was seen in them; protections that run; domains as they are shown |
 //! | `guests`, `astray` | what is wrong with guests that run here; those that run on other disks than the served ones |
 //! | `fresh` | definitions that travel with disks, kept as the hypervisor has them |
+//! | `damage` | damage of disks that follow, as it is shown |
+//! | `guests` | what is wrong with guests that run here |
 //! | `socket_group` | hypervisors of other users, let at their disks |
 //! | `answers` | what a site is told that asks for a domain of this one |
 //! | `ends` | how tasks ended, as events |
@@ -40,6 +42,7 @@ mod change_over;
 mod client;
 mod confirm;
 mod copies;
+mod damage;
 mod doubt;
 mod ends;
 mod fault;

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::catalog::{Catalog, StoreRecord};
 use crate::error::{Result, ResultExt};
-use crate::ids::Name;
+use crate::ids::{Name, Time};
 use crate::store::{StorageSite, StoreOptions};
 
 /// See the module.
@@ -56,6 +56,12 @@ impl OpenStores {
     /// The next one to ask opens it anew, as after its credentials changed.
     pub(crate) fn close(&self, name: &Name) {
         self.lock().remove(name);
+    }
+
+    /// The clock of a storage site, as far as it was heard from: the offset to this machine's that was last seen counts,
+    /// also while the site is away. `None` for one that was not opened yet.
+    pub(crate) fn now(&self, name: &Name) -> Option<Time> {
+        self.lock().get(name).map(|opened| opened.site.now())
     }
 
     /// What is open, for figures.

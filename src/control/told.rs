@@ -132,6 +132,7 @@ mod tests {
             loss: None,
             uncovered: Vec::new(),
             overwritten: None,
+            damage: Vec::new(),
             remote_conditions: Vec::new(),
             addressing: Vec::new(),
             starting: Vec::new(),

@@ -9,7 +9,8 @@ use tokio::time::Instant;
 
 use super::appliance::Appliance;
 use super::catalog::{DomainRecord, Origin};
-use super::looks::Look;
+use super::damage::{damage_of, tell_damage};
+use super::looks::{Last, Look};
 use super::proto::{self, DomainMode, ProtectionStatus};
 use super::world::Seen;
 use crate::failover::{self, TaskKind, World};
@@ -20,6 +21,9 @@ use crate::scan::DomainSummary;
 
 /// Longest wait for what is true right now, of one domain or of all of a list.
 const FACTS_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
+/// Time after which a store that did not answer is told as a problem. A domain of a long list that has less, since others
+/// took it, is shown as far as this site knows by itself.
+const LATE: std::time::Duration = std::time::Duration::from_millis(4500);
 /// Domains of a list that are looked at side by side.
 const SIDE_BY_SIDE: usize = 32;
 
@@ -103,6 +107,7 @@ fn follow_of(follow: &failover::FollowFacts, now: Time) -> proto::Follow {
         done_bytes: follow.done.0,
         total_bytes: follow.done.1,
         problem: follow.problem.clone().unwrap_or_default(),
+        damage: damage_of(&follow.damage),
     }
 }
 
@@ -123,11 +128,12 @@ fn follow_seen(seen: &Seen, now: Time) -> proto::Follow {
         done_bytes: seen.counts.done,
         total_bytes: seen.counts.total,
         problem: seen.problem.clone().unwrap_or_default(),
+        damage: damage_of(&seen.state.damage),
     }
 }
 
 /// Of all VMs together: the worst, but where some are recoverable it says so.
-fn together(vms: &[proto::Vm]) -> ProtectionStatus {
+pub(super) fn together(vms: &[proto::Vm]) -> ProtectionStatus {
     let good = vms.iter().filter(|vm| vm.status() == ProtectionStatus::Recoverable).count();
     match good {
         0 => vms.first().map_or(ProtectionStatus::Unprotected, |vm| {
@@ -155,7 +161,7 @@ impl Appliance {
     }
 
     async fn view_by(&self, record: &DomainRecord, deadline: Instant) -> proto::Domain {
-        let look = self.looks.last(&record.name);
+        let last = self.looks.last(&record.name);
         let mut view = proto::Domain {
             name: record.name.to_string(),
             store: record.store.to_string(),
@@ -166,9 +172,9 @@ impl Appliance {
             Some(hosted) => {
                 let status = hosted.status().await;
                 view.addresses = hosted.addresses();
-                self.fill_hosted(&mut view, record, look.as_ref(), &status);
+                self.fill_hosted(&mut view, record, last.seen.as_ref(), &status);
             }
-            None => self.fill_looked(&mut view, record, look.as_ref()),
+            None => self.fill_looked(&mut view, record, &last),
         }
         // A file system that hangs is told by what needs it.
         if let Ok(Ok(copies)) = tokio::time::timeout_at(deadline, self.kept_copies(&record.name)).await {
@@ -182,12 +188,23 @@ impl Appliance {
             let how = if follow.running { "its disks follow, but" } else { "its disks do not follow now:" };
             view.problems.push(format!("{how} {}", follow.problem));
         }
+        if view.follow.is_some()
+            && let Some((_, seen)) = self.world.followers().seen(&record.name)
+        {
+            tell_damage(&mut view, &seen.state.damage);
+        }
         view.problems.extend(self.guests.of(&record.name));
         view.problems.extend(self.fresh.problems(&record.name));
         if let Some(why) = self.hypervisor_problem().filter(|_| self.hosting.get(&record.name).is_some()) {
             view.problems.push(format!("no VM can be started here: {why}"));
         }
         view
+    }
+
+    /// The clock of the storage site of a domain, by which its ages are told: with the offset that was last seen while the
+    /// site is away, and the appliance's own where it was never heard.
+    fn store_now(&self, record: &DomainRecord) -> Time {
+        self.stores.now(&record.store).unwrap_or_else(|| self.now())
     }
 
     /// From the moves that are under way. A VM that is not served yet is shown for its move alone.
@@ -232,6 +249,7 @@ impl Appliance {
         if task.is_none() && !here && !(idle && protects.await.is_ok_and(|vms| !vms.is_empty())) {
             return;
         }
+        let began = Instant::now();
         let why = match tokio::time::timeout_at(deadline, self.world.facts(&record.name)).await {
             Ok(Ok(facts)) => {
                 view.follow = facts.follow.as_ref().map(|follow| follow_of(follow, facts.now));
@@ -242,10 +260,10 @@ impl Appliance {
                 }
                 return;
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "the storage site does not answer in time".to_owned(),
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => (began.elapsed() >= LATE).then(|| "the storage site does not answer in time".to_owned()),
         };
-        if !view.problems.contains(&why) {
+        if let Some(why) = why.filter(|why| !view.problems.iter().any(|told| told.starts_with(why))) {
             view.problems.push(why);
         }
         let follows = recovery.is_some_and(|recovery| recovery.follows);
@@ -254,15 +272,15 @@ impl Appliance {
 
     /// What this site knows by itself while the store does not answer. The rest is as of the last look.
     fn fill_known(&self, view: &mut proto::Domain, record: &DomainRecord, task: Option<TaskKind>, follows: bool) {
-        let home = self.looks.last(&record.name).and_then(|look| look.home);
-        let home = home.map_or(record.origin == Origin::Protected, |home| home == *self.site());
+        let last = self.looks.last(&record.name);
+        let home = last.home().map_or(record.origin == Origin::Protected, |home| home == self.site());
         if let Some(mode) = task.and_then(|kind| failover::DomainMode::during(kind, home)) {
             view.set_mode(mode_of(mode));
         } else if follows {
             view.set_mode(DomainMode::ContinuousRehydrationInProgress);
         }
         if let Some((_, seen)) = self.world.followers().seen(&record.name).filter(|_| follows) {
-            view.follow = Some(follow_seen(&seen, self.now()));
+            view.follow = Some(follow_seen(&seen, self.store_now(record)));
         }
     }
 
@@ -285,7 +303,7 @@ impl Appliance {
         view.set_mode(mode);
         view.set_status(status_of(&status.status));
         // Who has it instead is seen by looking.
-        let seen = look.and_then(|look| look.found.as_ref().ok()).map(|summary| &summary.owner);
+        let seen = look.map(|look| &look.found.owner);
         view.owner_site = match mode {
             DomainMode::Fenced => seen.filter(|owner| *owner != self.site()).map(Name::to_string).unwrap_or_default(),
             _ => self.site().to_string(),
@@ -296,7 +314,7 @@ impl Appliance {
             view.newest_point = time.map(|time| proto::Point {
                 number: status.shipped,
                 time: Some(timestamp(time)),
-                age_ms: self.now().millis_since(time),
+                age_ms: self.store_now(record).millis_since(time),
             });
         }
         view.rpo_ms = status.rpo_ms;
@@ -316,49 +334,53 @@ impl Appliance {
         }
     }
 
-    /// From the last look at the store.
-    fn fill_looked(&self, view: &mut proto::Domain, record: &DomainRecord, look: Option<&Look>) {
+    /// From looks at the store. While it does not answer, what was seen last is shown, with the time.
+    fn fill_looked(&self, view: &mut proto::Domain, record: &DomainRecord, last: &Last) {
         let by_origin = match record.origin {
             Origin::Protected => DomainMode::Protected,
             Origin::Imported => DomainMode::Imported,
         };
         view.set_mode(by_origin);
-        let Some(look) = look else {
-            let status = match record.id {
+        match (&last.seen, &last.failed) {
+            (Some(look), None) => self.fill_seen(view, record, look),
+            (Some(look), Some(failed)) if failed.is_away() => {
+                self.fill_seen(view, record, look);
+                view.problems.push(format!("{}; what is shown of it was seen at {}", failed.why, look.at));
+            }
+            (_, Some(failed)) => {
+                view.observed = Some(timestamp(failed.at));
+                view.set_status(ProtectionStatus::Error);
+                view.problems.push(failed.why.clone());
+            }
+            (None, None) => view.set_status(match record.id {
                 // Nothing was ever claimed: there is nothing to be seen.
                 None => ProtectionStatus::Unprotected,
                 Some(_) => ProtectionStatus::Initializing,
-            };
-            view.set_status(status);
-            return;
-        };
-        view.observed = Some(timestamp(look.at));
-        match &look.found {
-            Ok(summary) => {
-                let ours = summary.owner == *self.site() && summary.released.is_none();
-                let home = look.home.as_ref() == Some(self.site());
-                view.set_mode(match (ours, home) {
-                    (true, true) => DomainMode::Protected,
-                    (true, false) => DomainMode::RunningInFailover,
-                    (false, _) => DomainMode::Imported,
-                });
-                view.owner_site = summary.owner.to_string();
-                view.generation = summary.generation.get();
-                view.newest_point = summary.point.as_ref().map(|point| proto::Point {
-                    number: point.at.segment.get(),
-                    time: Some(timestamp(point.time)),
-                    age_ms: point.age_ms,
-                });
-                view.rpo_ms = summary.point.as_ref().map(|point| point.age_ms);
-                view.vms = vms_of_summary(summary);
-                view.set_status(together(&view.vms));
-                view.problems.clone_from(&summary.warnings);
-            }
-            Err((_, why)) => {
-                view.set_status(ProtectionStatus::Error);
-                view.problems.push(why.clone());
-            }
+            }),
         }
+    }
+
+    fn fill_seen(&self, view: &mut proto::Domain, record: &DomainRecord, look: &Look) {
+        let (summary, now) = (&look.found, self.store_now(record));
+        let ours = summary.owner == *self.site() && summary.released.is_none();
+        let home = look.home.as_ref() == Some(self.site());
+        view.set_mode(match (ours, home) {
+            (true, true) => DomainMode::Protected,
+            (true, false) => DomainMode::RunningInFailover,
+            (false, _) => DomainMode::Imported,
+        });
+        view.observed = Some(timestamp(look.at));
+        view.owner_site = summary.owner.to_string();
+        view.generation = summary.generation.get();
+        view.newest_point = summary.point.as_ref().map(|point| proto::Point {
+            number: point.at.segment.get(),
+            time: Some(timestamp(point.time)),
+            age_ms: now.millis_since(point.time),
+        });
+        view.vms = vms_of_summary(summary, now);
+        view.rpo_ms = worst_rpo(&view.vms);
+        view.set_status(together(&view.vms));
+        view.problems.clone_from(&summary.warnings);
     }
 
     /// One VM of a domain as it stands.
@@ -414,15 +436,19 @@ fn vm_of_status(vm: &crate::protect::VmStatus, uri: &dyn Fn(&str) -> Option<Stri
     }
 }
 
-/// The VMs of a domain that was looked at.
-pub(crate) fn vms_of_summary(summary: &DomainSummary) -> Vec<proto::Vm> {
-    let newest = summary.point.as_ref();
+/// What would be lost of the VM that would lose most; `None` where one of them has no point.
+fn worst_rpo(vms: &[proto::Vm]) -> Option<u64> {
+    vms.iter().map(|vm| vm.rpo_ms).collect::<Option<Vec<u64>>>()?.into_iter().max()
+}
+
+/// The VMs of a domain that was looked at; `now` is the storage site's.
+pub(crate) fn vms_of_summary(summary: &DomainSummary, now: Time) -> Vec<proto::Vm> {
     let vms = summary.catalogue.vms.iter().map(|vm| {
-        let covered = summary.covered.contains(&vm.id);
-        let status = match (covered, summary.covered_before.binary_search(&vm.id)) {
-            (true, _) => ProtectionStatus::Recoverable,
-            (false, Ok(_)) => ProtectionStatus::Resync,
-            (false, Err(_)) => ProtectionStatus::InitialSync,
+        let point = summary.covered_by.get(&vm.id);
+        let status = match point {
+            Some(_) if summary.covers(vm.id) => ProtectionStatus::Recoverable,
+            Some(_) => ProtectionStatus::Resync,
+            None => ProtectionStatus::InitialSync,
         };
         let disks = summary.catalogue.disks_of(vm.id).map(|disk| proto::Disk {
             name: disk.name.to_string(),
@@ -433,8 +459,8 @@ pub(crate) fn vms_of_summary(summary: &DomainSummary) -> Vec<proto::Vm> {
             name: vm.name.to_string(),
             status: status.into(),
             disks: disks.collect(),
-            point: newest.filter(|_| covered).map(|point| point.at.segment.get()),
-            rpo_ms: newest.filter(|_| covered).map(|point| point.age_ms),
+            point: point.map(|point| point.at.segment.get()),
+            rpo_ms: point.map(|point| now.millis_since(point.time)),
             cpus: vm.shape.cpus,
             memory_bytes: vm.shape.memory_bytes,
             definition_kind: vm.definition_kind.clone(),
@@ -446,7 +472,13 @@ pub(crate) fn vms_of_summary(summary: &DomainSummary) -> Vec<proto::Vm> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::format::{Catalogue, VmInfo, VmShape};
+    use crate::ids::{DomainId, Generation, SegmentNo, SegmentRef, VmId};
+    use crate::scan::NewestPoint;
+    use crate::store::LastSign;
 
     #[test]
     fn words_and_times_go_both_ways() {
@@ -470,5 +502,54 @@ mod tests {
         assert_eq!(of(&[Recoverable, Error]), PartiallyRecoverable);
         assert_eq!(of(&[InitialSync, Error]), Error);
         assert_eq!(of(&[InitialSync]), InitialSync);
+    }
+
+    fn point(n: u64, time: u64) -> NewestPoint {
+        let at = SegmentRef::new(Generation::new(1), SegmentNo::new(n));
+        NewestPoint { at, time: Time::from_millis(time), age_ms: 0, fuzzy: false, quiesced: false }
+    }
+
+    fn summary(vms: &[&str]) -> DomainSummary {
+        let vm = |(n, name): (usize, &&str)| VmInfo {
+            id: VmId::from_bytes([u8::try_from(n).unwrap(); 16]),
+            name: Name::new(name).unwrap(),
+            definition_kind: String::new(),
+            definition: String::new(),
+            shape: VmShape::default(),
+        };
+        DomainSummary {
+            id: DomainId::from_bytes([9; 16]),
+            owner: Name::new("a").unwrap(),
+            host: "h".into(),
+            generation: Generation::new(1),
+            released: None,
+            last_sign: LastSign { mode: None, age_ms: 0 },
+            catalogue: Catalogue { vms: vms.iter().enumerate().map(vm).collect(), disks: Vec::new() },
+            logical: 0,
+            live: None,
+            stored: 0,
+            tip: SegmentRef::default(),
+            point: Some(point(9, 9_000)),
+            covered_by: BTreeMap::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_vm_has_the_newest_point_that_covers_it_and_the_domain_the_rpo_of_the_worst() {
+        let mut seen = summary(&["covered", "resynced", "new"]);
+        let ids: Vec<VmId> = seen.catalogue.vms.iter().map(|vm| vm.id).collect();
+        seen.covered_by = BTreeMap::from([(ids[0], point(9, 9_000)), (ids[1], point(4, 4_000))]);
+        let vms = vms_of_summary(&seen, Time::from_millis(10_000));
+        let told: Vec<_> = vms.iter().map(|vm| (vm.status(), vm.point, vm.rpo_ms)).collect();
+        assert_eq!(
+            told,
+            [
+                (ProtectionStatus::Recoverable, Some(9), Some(1_000)),
+                (ProtectionStatus::Resync, Some(4), Some(6_000)),
+                (ProtectionStatus::InitialSync, None, None),
+            ]
+        );
+        assert_eq!((worst_rpo(&vms), worst_rpo(&vms[..2]), worst_rpo(&[])), (None, Some(6_000), None));
     }
 }

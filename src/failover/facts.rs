@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::plan::FailoverPlan;
 use super::words::VmStatus;
 use crate::ids::{Generation, Name, SegmentNo, SegmentRef, Time};
-use crate::progress::DiskBytes;
+use crate::progress::{DiskBytes, DiskDamage};
 
 /// Who may write the domain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,7 +55,7 @@ pub struct PointFacts {
 pub struct VmFacts {
     /// Its name.
     pub name: Name,
-    /// Its status.
+    /// Its status, by the points that cover it.
     pub status: VmStatus,
     /// The newest point that covers it.
     pub point: Option<PointFacts>,
@@ -110,8 +110,18 @@ pub struct FollowFacts {
     /// The same for each disk.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskBytes>,
+    /// What could not be had, disk by disk; empty where all could.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damage: Vec<DiskDamage>,
     /// What is wrong, if anything is.
     pub problem: Option<String>,
+}
+
+impl FollowFacts {
+    /// Whether disks of a VM here lack something.
+    pub fn damages(&self, vm: &Name) -> bool {
+        self.damage.iter().any(|damage| damage.vm == vm.as_str())
+    }
 }
 
 /// A domain as this site sees it.

@@ -61,6 +61,9 @@ pub struct Summary {
     pub uncovered: Vec<Name>,
     /// What this site's disks hold that no chain has, and that would be overwritten, in words; `None` where nothing is.
     pub overwritten: Option<String>,
+    /// Damage of the disks that is known of, disk by disk.
+    #[serde(default)]
+    pub damage: Vec<String>,
     /// What must be so at the other site for it to follow afterwards; empty where it was not asked for.
     pub remote_conditions: Vec<String>,
     /// Which cards get which addresses, and how; empty where none does.
@@ -76,9 +79,12 @@ impl FailoverPlan {
         let rate = survey.rate.as_ref().filter(|r| r.bytes_per_second > 0.0);
         let seconds = |bytes: u64| rate.map(|r| bytes as f64 / r.bytes_per_second);
         let excluded = facts.map(|f| taking_part(self, f).1).unwrap_or_default();
+        let follow = facts.and_then(|f| f.follow.as_ref());
+        let damaged = |vm: &VmFacts| !survey.damage.is_empty() && follow.is_some_and(|f| f.damages(&vm.name));
         let of_vm = |vm: &VmFacts| VmSummary {
             name: vm.name.clone(),
-            status: vm.status,
+            // Whatever covers it, the disks that would be used lack something.
+            status: if damaged(vm) { VmStatus::Error } else { vm.status },
             excluded: excluded.iter().find(|(name, _)| *name == vm.name).map(|(_, why)| why.clone()),
             point: vm.point,
             age_millis: vm.point.zip(facts).map(|(p, f)| f.now.millis_since(p.time)),
@@ -102,6 +108,7 @@ impl FailoverPlan {
             loss: (takes && !self.failover.planned && !free).then_some(survey.loss),
             uncovered: facts.map(uncovered).filter(|_| takes && !self.failover.planned && !free).unwrap_or_default(),
             overwritten: facts.and_then(|facts| overwritten(facts.disks)).filter(|_| act == Act::Start),
+            damage: survey.damage.clone(),
             remote_conditions: self.remote_conditions(facts.map(|f| &f.owner.site)),
             addressing: self.told_addresses(survey),
             starting: self.told_order(survey),

@@ -54,7 +54,7 @@ pub struct Survey {
     pub point_problem: Option<String>,
     /// What a take-over at that point would cut off.
     pub loss: Loss,
-    /// Damage that is known of: ranges that cannot be recovered.
+    /// Damage that is known of, disk by disk: what could not be had of the disks that would be used.
     pub damage: Vec<String>,
     /// This site runs scripts of a runbook that the other site left.
     pub runs_remote_scripts: bool,

@@ -519,7 +519,7 @@ impl Check<'_> {
             self.error(Stage::Options, "release_limit_seconds", text, format!("must be 1 to {MAX_RELEASE_LIMIT}"));
         }
         if !survey.damage.is_empty() && !options.accept_damage && self.plan.takes_over(self.act) {
-            let text = format!("{} ranges cannot be recovered: {}", survey.damage.len(), some(&survey.damage));
+            let text = format!("the disks would not be as they were: {}", some(&survey.damage));
             self.error(Stage::Options, "accept_damage", text, "choose an older point, or accept the damage");
         }
         if let Some(text) = survey.facts.as_ref().and_then(|facts| overwritten(facts.disks))

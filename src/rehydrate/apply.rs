@@ -21,6 +21,7 @@ use crate::map::{Change, last_wins};
 use crate::store::PointInfo;
 
 use super::diff::granule_ranges;
+use super::disks::DiskSet;
 use super::reconcile::make_zero;
 use super::session::Session;
 use super::source::{FrameSource, read_log};
@@ -137,6 +138,7 @@ impl Session {
                 entry.touched |= touched;
                 entry.pristine = false;
             }
+            state.seal_quarantined();
             state.commit()?;
         }
         let mut totals: BTreeMap<u32, u64> = BTreeMap::new();
@@ -146,13 +148,18 @@ impl Session {
         for (position, total) in totals {
             self.progress.add_disk_total(&disks.get(position).label, total);
         }
+        // Asked for only where it matters: it costs as much memory as what is to be written.
+        let repairs = !self.tracker().state().quarantined().is_empty();
+        let written = if repairs { written(&disks, &extents, &zeros) } else { BTreeMap::new() };
         self.write_delta(extents, zeros).await?;
         let (last, is_point) = (delta.last, delta.last_point.is_some());
         {
             let mut state = self.tracker().state();
+            state.repair(&written);
             state.set_applied(last, is_point);
             state.commit()?;
         }
+        self.tracker().tell_damage();
         if let Some(point) = delta.last_point {
             self.store_watermark(last, point.time, Vec::new())?;
             self.progress.applied(last.segment, point.time);
@@ -194,4 +201,22 @@ impl Session {
         let (placed, ()) = tokio::join!(self.reconciler.pipeline.run(Arc::new(source), work), feed);
         placed
     }
+}
+
+/// What is written anew of each disk: ascending and disjoint.
+fn written(
+    disks: &DiskSet,
+    extents: &[(u32, Extent)],
+    zeros: &[(u32, (u64, u64))],
+) -> BTreeMap<DiskId, Vec<(u64, u64)>> {
+    let frames = extents.iter().map(|(position, e)| (*position, (e.offset, e.offset + u64::from(e.len))));
+    let mut by_position: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
+    for (position, range) in frames.chain(zeros.iter().copied()) {
+        by_position.entry(position).or_default().push(range);
+    }
+    let sorted = |(position, mut ranges): (u32, Vec<(u64, u64)>)| {
+        ranges.sort_unstable();
+        (disks.get(position).id, ranges)
+    };
+    by_position.into_iter().map(sorted).collect()
 }

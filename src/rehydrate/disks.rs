@@ -26,6 +26,10 @@ pub(super) struct TargetDisk {
     pub(super) id: DiskId,
     /// `vm/disk`, for people.
     pub(super) label: String,
+    /// VM that it belongs to.
+    pub(super) vm: String,
+    /// Name within the VM.
+    pub(super) name: String,
     /// Its file.
     pub(super) path: PathBuf,
     /// Where its copy is kept once it leaves.
@@ -141,7 +145,9 @@ impl DiskSet {
         }
         let label = catalogue.disk_label(disk.id);
         let kept = self.places.kept(catalogue, disk)?;
-        let target = TargetDisk { id: disk.id, label, path, kept, size: disk.size, file };
+        let vm = catalogue.vm(disk.vm).map_or_else(|| disk.vm.to_string(), |vm| vm.name.to_string());
+        let name = disk.name.to_string();
+        let target = TargetDisk { id: disk.id, label, vm, name, path, kept, size: disk.size, file };
         let mut opened = self.write();
         opened.locked.extend(lock.map(|lock| (disk.id, lock)));
         opened.disks.push(Arc::new(target));

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
-use crate::progress::{Progress, Stand};
+use crate::progress::{DiskDamage, Progress, Stand};
 use crate::store::StorageSite;
 
 use super::request::{Mode, RehydrateReport, RehydrateRequest};
@@ -44,6 +44,9 @@ pub struct FollowState {
     pub unapplied: u64,
     /// The disks are left as they are, as was asked.
     pub is_held: bool,
+    /// What could not be had, disk by disk; empty where all could. Gone once a later point writes it anew. Until the first
+    /// point is applied, what is not told here is not known yet.
+    pub damage: Vec<DiskDamage>,
     /// What it waits for that should not be so, such as a storage site that does not answer.
     pub trouble: Option<String>,
 }
@@ -172,6 +175,7 @@ impl Watcher {
             lag_ms: now.landed.map(|landed| self.site.now().millis_since(landed.time)),
             unapplied: now.unapplied,
             is_held: self.steer.is_held(),
+            damage: now.damage,
             trouble: now.trouble,
         };
         self.tell.send_if_modified(|told| {

@@ -75,7 +75,9 @@ impl Reconciler {
         let (planned, placed) = tokio::join!(self.plan(target, &doubts, ranges), self.pipeline.run(source, work));
         placed?;
         planned?;
-        self.check_complete()
+        self.check_complete()?;
+        self.tracker.tell_damage();
+        Ok(())
     }
 
     /// Durably clears what differs from the target, and names it as the target. Answers what is in doubt, which is all

@@ -225,7 +225,9 @@ impl Session {
 
     /// A segment is lost: the next manifest bridges it. Waits for one, and answers with the newest point then.
     async fn bridge(&mut self, error: &Error) -> Result<Bridge> {
-        self.note(format!("{error}: waiting for the next manifest to bridge it"));
+        let lost = format!("{error}: waiting for the next manifest to bridge it");
+        self.note(lost.clone());
+        self.progress.trouble(Some(lost));
         let stuck_at = self.tracker().state().applied();
         let (cancel, steer) = (self.cancel.clone(), self.steer.clone());
         let look = async {
@@ -242,6 +244,7 @@ impl Session {
             found = cancel.or_stop(look) => found,
             () = steer.completing() => return Ok(Bridge::Asked(steer.completion().unwrap_or_default())),
         };
+        self.progress.trouble(None);
         match found {
             Err(e) if e.kind() == ErrorKind::Cancelled => Ok(Bridge::Stopped),
             found => found.map(|point| Bridge::To(Box::new(point))),

@@ -240,6 +240,7 @@ impl Session {
         self.tracker().state().retain(|id| selected.iter().any(|d| d.id == id));
         let named = selected.iter().filter_map(|d| Some((catalogue.vm(d.vm)?.name.clone(), d.name.clone())));
         self.progress.disks_here(named);
+        self.tracker().tell_damage();
         self.catalogue = catalogue.clone();
         Ok(())
     }
@@ -287,6 +288,7 @@ impl Session {
             entry.touched.remove_range(end..);
             entry.size = disk.size;
             entry.pristine = false;
+            state.cut_quarantined(disk.id, disk.size);
         }
     }
 

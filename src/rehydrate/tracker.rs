@@ -20,10 +20,10 @@ use std::time::{Duration, Instant};
 use crate::datastore::{Completion, DiskEngine, Op, Request};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{GRANULE, Quarantined};
-use crate::progress::Progress;
+use crate::progress::{DiskDamage, Progress};
 
 use super::budget::COMMIT_BYTES;
-use super::disks::DiskSet;
+use super::disks::{DiskSet, TargetDisk};
 use super::state::HydrationState;
 
 /// Time after which a commit begins where anything is complete.
@@ -135,6 +135,16 @@ impl Tracker {
             }
         }
         state.quarantine(Quarantined { disk: target.id, offset, len, why });
+        self.progress.damage_grows(damage_of(&state, &target));
+    }
+
+    /// Tells what is quarantined now, of the disks that are here. Not while it is tried again: until that is done, what
+    /// was told before counts.
+    pub(super) fn tell_damage(&self) {
+        let disks = self.disks.all();
+        let state = self.state();
+        let damage = disks.iter().map(|disk| damage_of(&state, disk)).filter(|damage| damage.ranges > 0);
+        self.progress.damage_is(damage);
     }
 
     /// A range of frames was handed to the pipeline.
@@ -288,6 +298,11 @@ impl Tracker {
         }
         state.record()
     }
+}
+
+fn damage_of(state: &HydrationState, disk: &TargetDisk) -> DiskDamage {
+    let (ranges, bytes) = state.damage_of(disk.id);
+    DiskDamage { vm: disk.vm.clone(), disk: disk.name.clone(), ranges, bytes }
 }
 
 fn fail(shared: &mut Shared, error: Error) {

@@ -7,6 +7,8 @@
 //! It writes nothing. A domain costs a fixed number of requests and two for each segment after its newest manifest,
 //! however long its chain is. A domain that cannot be read is listed with the reason and does not stop the others.
 
+use std::collections::BTreeMap;
+
 use futures::{StreamExt, TryStreamExt};
 
 use crate::cancel::Cancel;
@@ -62,12 +64,19 @@ pub struct DomainSummary {
     pub tip: SegmentRef,
     /// Newest point; `None` where there is none.
     pub point: Option<NewestPoint>,
-    /// VMs that the newest point covers.
-    pub covered: Vec<VmId>,
-    /// VMs that an earlier one of the points that were looked at covers.
-    pub covered_before: Vec<VmId>,
+    /// The newest point that covers each VM, of those that were looked at: of the newest manifest and after it. A VM that
+    /// none of them covers is not in it.
+    pub covered_by: BTreeMap<VmId, NewestPoint>,
     /// What could not be read.
     pub warnings: Vec<String>,
+}
+
+impl DomainSummary {
+    /// Whether the newest point covers a VM.
+    pub fn covers(&self, vm: VmId) -> bool {
+        let newest = self.point.as_ref().map(|point| point.at);
+        newest.is_some() && self.covered_by.get(&vm).map(|point| point.at) == newest
+    }
 }
 
 /// A domain, or why it cannot be read.
@@ -131,13 +140,10 @@ pub async fn summarise(mut domain: Domain) -> Result<DomainSummary> {
         stored: 0,
         tip,
         point: None,
-        covered: Vec::new(),
-        covered_before: Vec::new(),
+        covered_by: BTreeMap::new(),
         warnings: Vec::new(),
     };
     fill(&domain, now, &mut summary).await?;
-    summary.covered_before.sort_unstable();
-    summary.covered_before.dedup();
     summary.logical = summary.catalogue.disks.iter().map(|d| d.size).sum();
     Ok(summary)
 }
@@ -156,9 +162,10 @@ async fn fill(domain: &Domain, now: Time, summary: &mut DomainSummary) -> Result
     let mut first = 1;
     if let Some(manifest) = found.manifest {
         first = manifest.cut.segment.get() + 1;
+        for (at, p) in &manifest.points {
+            summary.covered_by.extend(p.vms.iter().map(|vm| (*vm, point(*at, p))));
+        }
         summary.point = manifest.point().map(|p| point(manifest.cut, p));
-        summary.covered = manifest.point().map(|p| p.vms.to_vec()).unwrap_or_default();
-        summary.covered_before = manifest.points.iter().flat_map(|(_, p)| p.vms.iter().copied()).collect();
         summary.live = Some(manifest.live_bytes());
         summary.stored = manifest.chain_bytes;
         summary.catalogue = manifest.catalogue;
@@ -171,8 +178,7 @@ async fn fill(domain: &Domain, now: Time, summary: &mut DomainSummary) -> Result
                 summary.stored += header.total_len;
                 if let Some(p) = &index.point {
                     summary.point = Some(point(index.segment, p));
-                    summary.covered_before.append(&mut summary.covered);
-                    summary.covered = p.vms.to_vec();
+                    summary.covered_by.extend(p.vms.iter().map(|vm| (*vm, point(index.segment, p))));
                 }
                 summary.catalogue = index.catalogue.unwrap_or(std::mem::take(&mut summary.catalogue));
             }
@@ -180,5 +186,7 @@ async fn fill(domain: &Domain, now: Time, summary: &mut DomainSummary) -> Result
             Err(e) => return Err(e),
         }
     }
+    let floor = domain.ownership().floor();
+    summary.covered_by.retain(|_, point| point.at.segment >= floor);
     Ok(())
 }

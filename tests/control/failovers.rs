@@ -332,6 +332,17 @@ fn what_a_site_knows_by_itself_is_shown_while_the_store_is_away_and_following_en
     let shown = second.appliance.until("d", "an outage", |shown| !shown["problems"].as_array().unwrap().is_empty());
     assert_eq!(shown["mode"], "DOMAIN_MODE_CONTINUOUS_REHYDRATION_IN_PROGRESS", "{shown:#}");
     assert!(number(&shown["follow"]["applied"]["number"]).is_some_and(|n| n > 0), "{shown:#}");
+    // The rest as of the last look that was answered, with its time; ages go on.
+    let shown = second.appliance.until("d", "when it was seen", |shown| shown.to_string().contains("was seen at 20"));
+    assert_eq!((&shown["owner_site"], &shown["vms"][0]["name"]), (&"first".into(), &"web".into()), "{shown:#}");
+    assert_eq!(shown["vms"][0]["status"], "PROTECTION_STATUS_RECOVERABLE", "{shown:#}");
+    let ages = |shown: &Value| {
+        let (applied, newest) = (&shown["follow"]["applied"]["age_ms"], &shown["newest_point"]["age_ms"]);
+        [number(applied), number(newest), number(&shown["rpo_ms"]), number(&shown["vms"][0]["rpo_ms"])]
+    };
+    let before = ages(&shown);
+    let older = |shown: &Value| ages(shown).iter().zip(&before).all(|(now, then)| then.is_some() && now > then);
+    second.appliance.until("d", "ages that go on", older);
     let listed = second.ask(&["domain", "list"]);
     assert_eq!(listed["domains"][0]["mode"], shown["mode"], "{listed:#}");
     assert_eq!(first.ask(&["domain", "show", "d"])["mode"], "DOMAIN_MODE_PROTECTED");

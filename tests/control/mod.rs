@@ -5,6 +5,7 @@ mod access;
 mod catalog;
 mod certs;
 mod clocks;
+mod damage;
 mod destroy;
 mod docs;
 mod failovers;

@@ -138,6 +138,11 @@ async fn gather(app: &Appliance) -> Result<String> {
         if let Some(rpo) = view.rpo_ms {
             page.set("freshet_domain_rpo_seconds", &[domain], figure(rpo) / 1000.0);
         }
+        for vm in &view.vms {
+            if let Some(rpo) = vm.rpo_ms {
+                page.set("freshet_vm_rpo_seconds", &[domain, vm.name.as_str()], figure(rpo) / 1000.0);
+            }
+        }
         if let Some(point) = &view.newest_point {
             page.set("freshet_domain_point", &[domain], figure(point.number));
         }
@@ -179,9 +184,6 @@ fn protection(page: &Page, domain: &str, status: &ProtectStatus) {
         page.set("freshet_domain_sync_done_bytes", &[domain], figure(sync.done));
     }
     for vm in &status.vms {
-        if let Some(rpo) = vm.rpo_ms {
-            page.set("freshet_vm_rpo_seconds", &[domain, vm.name.as_str()], figure(rpo) / 1000.0);
-        }
         for disk in &vm.disks {
             let labels = [domain, vm.name.as_str(), disk.name.as_str()];
             if let Some(rpo) = disk.rpo_ms {
@@ -242,6 +244,9 @@ fn following(page: &Page, domain: &str, seen: &Seen) {
     page.set("freshet_domain_following", &[domain], f64::from(u8::from(seen.running)));
     if let Some(lag) = seen.lag() {
         page.set("freshet_domain_lag_seconds", &[domain], lag.as_secs_f64());
+    }
+    for of in &seen.state.damage {
+        page.set("freshet_disk_damaged_bytes", &[domain, of.vm.as_str(), of.disk.as_str()], figure(of.bytes));
     }
     page.set("freshet_domain_unapplied_bytes", &[domain], figure(seen.state.unapplied));
     page.set("freshet_domain_log_used_bytes", &[domain], figure(seen.state.unapplied));

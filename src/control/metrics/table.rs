@@ -126,6 +126,12 @@ pub const METRICS: &[Metric] = &[
     counter("freshet_disk_written_bytes", "bytes", DISK, "What guests wrote"),
     counter("freshet_disk_read_bytes", "bytes", DISK, "What guests read"),
     counter("freshet_disk_failed_requests", "", DISK, "Requests that failed on the local disk"),
+    gauge(
+        "freshet_disk_damaged_bytes",
+        "bytes",
+        DISK,
+        "Bytes of a disk that follows which could not be recovered; absent for none",
+    ),
     counter("freshet_store_requests", "", &["store", "kind"], "Requests by kind: get, head, put, list, delete"),
     counter("freshet_store_retries", "", STORE, "Tries after the first one"),
     counter("freshet_store_hedges", "", STORE, "Second requests because the first was slow"),

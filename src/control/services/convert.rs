@@ -244,6 +244,7 @@ pub(super) fn summary(summary: &Summary) -> proto::PlanSummary {
         addressing: summary.addressing.clone(),
         starting: summary.starting.clone(),
         overwritten: summary.overwritten.clone().unwrap_or_default(),
+        damage: summary.damage.clone(),
         owner_site: summary.owner.as_ref().map(|owner| owner.site.to_string()).unwrap_or_default(),
         generation: summary.owner.as_ref().map(|owner| owner.generation.get()).unwrap_or_default(),
     }

@@ -381,6 +381,10 @@ fn still(domain: &proto::Domain) -> proto::Domain {
     for vm in &mut domain.vms {
         vm.rpo_ms = None;
     }
+    if let Some(follow) = &mut domain.follow {
+        let points = [&mut follow.landed, &mut follow.applied];
+        points.into_iter().flatten().for_each(|point| point.age_ms = 0);
+    }
     domain
 }
 

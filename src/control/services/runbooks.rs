@@ -65,10 +65,8 @@ async fn vms_of(app: &Appliance, record: &DomainRecord) -> Done<Vec<Name>> {
     let which = record.name.clone();
     let protected = app.catalog.call(move |db| catalog::protected(db, &which)).await?;
     let mut names: Vec<Name> = protected.into_iter().map(|vm| vm.name).collect();
-    if let Some(look) = app.looks.last(&record.name)
-        && let Ok(summary) = look.found
-    {
-        names.extend(summary.catalogue.vms.iter().map(|vm| vm.name.clone()));
+    if let Some(look) = app.looks.last(&record.name).seen {
+        names.extend(look.found.catalogue.vms.iter().map(|vm| vm.name.clone()));
     }
     names.sort();
     names.dedup();

@@ -18,7 +18,7 @@ use crate::control::proto::{
 use crate::control::stores::open_at;
 use crate::control::view::{mode_words, timestamp, vms_of_summary};
 use crate::error::{Error, ErrorKind};
-use crate::ids::Name;
+use crate::ids::{Name, Time};
 use crate::scan::{Scanned, scan};
 use crate::store::probe;
 
@@ -135,12 +135,13 @@ async fn scan_store(app: &Appliance, name: &Name) -> Done<Vec<ScanStoreResponse>
             Some(record) => mode_words(app.view(record).await.mode()).to_owned(),
             None => String::new(),
         };
-        out.push(one(&scanned, known));
+        out.push(one(&scanned, known, site.now()));
     }
     Ok(out)
 }
 
-fn one(scanned: &Scanned, known_as: String) -> ScanStoreResponse {
+/// A domain as it was scanned; `now` is the storage site's.
+fn one(scanned: &Scanned, known_as: String, now: Time) -> ScanStoreResponse {
     let domain = scanned.name.to_string();
     let summary = match &scanned.summary {
         Ok(summary) => summary,
@@ -154,7 +155,7 @@ fn one(scanned: &Scanned, known_as: String) -> ScanStoreResponse {
         generation: summary.generation.get(),
         released: summary.released.is_some(),
         writer_alive: summary.last_sign.is_recent(),
-        vms: vms_of_summary(summary),
+        vms: vms_of_summary(summary, now),
         newest_point: summary.point.as_ref().map(|point| Point {
             number: point.at.segment.get(),
             time: Some(timestamp(point.time)),

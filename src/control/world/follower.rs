@@ -177,8 +177,9 @@ impl Keeper {
     /// Looks at a run until it ends by itself, which is answered with the reason; `None` where it was ended.
     async fn watch(&self, following: Following, ends: &mut tokio::sync::mpsc::Receiver<End>) -> Option<Error> {
         loop {
-            let (state, counts) = (following.state(), following.progress().snapshot());
+            let (mut state, counts) = (following.state(), following.progress().snapshot());
             self.tell(|seen| {
+                keep_damage(&seen.state, &mut state);
                 *seen = Seen { running: true, problem: state.trouble.clone(), state, counts, at: Some(Instant::now()) };
             });
             if following.has_ended() {
@@ -208,5 +209,39 @@ impl Keeper {
 
     fn tell(&self, change: impl FnOnce(&mut Seen)) {
         change(&mut lock(&self.seen));
+    }
+}
+
+/// Until a run has come to its first point, what the one before it could not have counts on: it is tried again, and nobody
+/// knows yet what comes of that.
+fn keep_damage(before: &FollowState, now: &mut FollowState) {
+    if now.applied.is_some() {
+        return;
+    }
+    for old in &before.damage {
+        match now.damage.iter_mut().find(|new| (&new.vm, &new.disk) == (&old.vm, &old.disk)) {
+            Some(new) => (new.ranges, new.bytes) = (new.ranges.max(old.ranges), new.bytes.max(old.bytes)),
+            None => now.damage.push(old.clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{SegmentNo, Time};
+    use crate::progress::{DiskDamage, Stand};
+
+    #[test]
+    fn what_could_not_be_had_counts_until_a_later_run_has_come_to_a_point() {
+        let damage = |disk: &str, ranges, bytes| DiskDamage { vm: "web".into(), disk: disk.into(), ranges, bytes };
+        let before = FollowState { damage: vec![damage("a", 2, 100), damage("b", 1, 7)], ..FollowState::default() };
+        let mut now = FollowState { damage: vec![damage("a", 1, 200)], ..FollowState::default() };
+        keep_damage(&before, &mut now);
+        assert_eq!(now.damage, [damage("a", 2, 200), damage("b", 1, 7)]);
+        let applied = Some(Stand { point: SegmentNo::new(3), time: Time::from_millis(1) });
+        let mut now = FollowState { applied, damage: vec![damage("a", 1, 8)], ..FollowState::default() };
+        keep_damage(&before, &mut now);
+        assert_eq!(now.damage, [damage("a", 1, 8)]);
     }
 }

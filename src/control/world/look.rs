@@ -17,8 +17,7 @@ impl SiteWorld {
     pub(super) async fn look(&self, domain: &Name) -> Result<DomainFacts> {
         let (record, view) = self.view(domain).await?;
         let now = crate::clock::Clock::now(&crate::clock::SystemClock);
-        let look = self.looks.look(&self.stores, &record, now).await?;
-        let summary = look.found.map_err(|(kind, why)| crate::error::Error::new(kind, why))?;
+        let summary = self.looks.look(&self.stores, &record, now).await?.found;
         let ownership = view.ownership();
         let owner = owner(ownership).ok_or_else(|| {
             crate::error::Error::new(crate::error::ErrorKind::Damaged, format!("domain {domain}: nobody claimed it"))
@@ -35,7 +34,7 @@ impl SiteWorld {
         let has_base = ownership.newest().is_some_and(|newest| newest.base.is_some());
         let disks = self.local_disks(&record, protecting, is_ours, has_base, follow.as_ref()).await?;
         let done = follow.as_ref().map_or((0, 0), |follow| follow.done);
-        let vms = vms(&summary, newest_point, hosted.as_ref().filter(|_| protecting), done);
+        let vms = vms(&summary, hosted.as_ref().filter(|_| protecting), done);
         let request = match request(ownership, &self.settings.site) {
             Some(request) => Some(self.with_reason(request, &view, &owner.site).await),
             None => None,
@@ -60,8 +59,7 @@ impl SiteWorld {
     pub(super) async fn catalogue(&self, view: &mut Domain) -> Result<Catalogue> {
         let record = self.known.record(view.name()).await?;
         let now = crate::clock::Clock::now(&crate::clock::SystemClock);
-        let look = self.looks.look(&self.stores, &record, now).await?;
-        let summary = look.found.map_err(|(kind, why)| crate::error::Error::new(kind, why))?;
+        let summary = self.looks.look(&self.stores, &record, now).await?.found;
         Ok(summary.catalogue.clone())
     }
 
@@ -81,6 +79,7 @@ impl SiteWorld {
                 caught_up: false,
                 done: (0, 0),
                 disks: Vec::new(),
+                damage: Vec::new(),
                 problem,
             }));
         };
@@ -97,6 +96,7 @@ impl SiteWorld {
             caught_up: seen.running && seen.state.applied.is_some(),
             done: (seen.counts.done, seen.counts.total),
             disks: seen.counts.disks,
+            damage: seen.state.damage,
             problem: seen.problem,
         }))
     }
@@ -203,21 +203,16 @@ fn request(ownership: &Ownership, here: &Name) -> Option<HandOverRequest> {
     }
 }
 
-fn vms(
-    summary: &DomainSummary,
-    newest: Option<PointFacts>,
-    hosted: Option<&ProtectStatus>,
-    done: (u64, u64),
-) -> Vec<VmFacts> {
+fn vms(summary: &DomainSummary, hosted: Option<&ProtectStatus>, done: (u64, u64)) -> Vec<VmFacts> {
     let all = &summary.catalogue;
     let logical: u64 = summary.logical.max(1);
     let vm = |vm: &crate::format::VmInfo| {
-        let covered = summary.covered.contains(&vm.id);
+        let covered = summary.covered_by.get(&vm.id);
         let here = hosted.and_then(|status| status.vms.iter().find(|here| here.name == vm.name.as_str()));
         let status = match here {
             Some(here) => VmStatus::from_word(&here.status).unwrap_or(VmStatus::Error),
-            None if covered => VmStatus::Recoverable,
-            None if summary.covered_before.contains(&vm.id) => VmStatus::Resync,
+            None if summary.covers(vm.id) => VmStatus::Recoverable,
+            None if covered.is_some() => VmStatus::Resync,
             None => VmStatus::InitialSync,
         };
         let logical_bytes: u64 = all.disks_of(vm.id).map(|disk| disk.size).sum();
@@ -227,7 +222,7 @@ fn vms(
         VmFacts {
             name: vm.name.clone(),
             status,
-            point: newest.filter(|_| covered),
+            point: covered.map(|point| PointFacts { at: point.at, time: point.time }),
             logical_bytes,
             live_bytes,
             fetch_bytes: live_bytes.saturating_sub(live(done.0)),

@@ -88,6 +88,7 @@ impl SiteWorld {
         if facts.vms.iter().any(|vm| vm.fetch_bytes > 0) {
             survey.rate = self.rate(domain).await;
         }
+        survey.damage = known_damage(&facts, &survey);
         survey.facts = Some(facts);
         survey
     }
@@ -159,6 +160,16 @@ impl SiteWorld {
         let (dir, held) = (dir.to_owned(), held.to_owned());
         let looked = tokio::task::spawn_blocking(move || look_at(&dir, &held)).await;
         looked.unwrap_or_else(|e| Space { problem: Some(e.to_string()), ..Space::default() })
+    }
+}
+
+/// Damage of the disks that follow, where they would be used as they are. An older point than they equal is read anew.
+fn known_damage(facts: &DomainFacts, survey: &Survey) -> Vec<String> {
+    let Some(follow) = &facts.follow else { return Vec::new() };
+    let equals = |point: &PointFacts| Some(point.at.segment) >= follow.applied.map(|applied| applied.at.segment);
+    match survey.point.as_ref().is_none_or(equals) {
+        true => follow.damage.iter().map(ToString::to_string).collect(),
+        false => Vec::new(),
     }
 }
 

@@ -124,6 +124,7 @@ fn facts(sim: &mut Sim, site: &Name) -> Result<DomainFacts> {
         caught_up: here.behind == 0,
         done: (3 - here.behind.min(3), 3),
         disks: Vec::new(),
+        damage: Vec::new(),
         problem: None,
     });
     Ok(DomainFacts {

@@ -7,7 +7,8 @@ use crate::failover::survey::{Loss, Rate, Space, Survey};
 use crate::failover::task::{Completion, TaskKind};
 use crate::failover::validate::{Act, has_errors};
 use crate::failover::words::{DomainMode, VmStatus};
-use crate::ids::{Generation, SegmentNo, SegmentRef, Time};
+use crate::ids::{Generation, Name, SegmentNo, SegmentRef, Time};
+use crate::progress::DiskDamage;
 
 fn vm(text: &str, status: VmStatus) -> VmFacts {
     let at = SegmentRef::new(Generation::new(1), SegmentNo::new(9));
@@ -192,7 +193,7 @@ const CASES: &[Case] = &[
     (|p, _| p.dr.metadata_size = 1, "dr.metadata_size"),
     (|p, _| p.dr.memory = 1, "dr.memory"),
     (|p, _| p.options.release_limit_seconds = 0, "release_limit_seconds"),
-    (|_, s| s.damage = vec!["db/system".into()], "1 ranges cannot be recovered: db/system"),
+    (|_, s| s.damage = vec!["db/system".into()], "the disks would not be as they were: db/system"),
     (
         |_, s| {
             let common = SegmentRef::new(Generation::new(1), SegmentNo::new(4));
@@ -261,6 +262,7 @@ fn following() -> FollowFacts {
         caught_up: true,
         done: (0, 0),
         disks: Vec::new(),
+        damage: Vec::new(),
         problem: None,
     }
 }
@@ -288,6 +290,27 @@ fn completing_needs_disks_that_follow_and_takes_all_vms() {
     assert!(!has_errors(&told), "{told:?}");
     assert!(told.len() == 1 && told[0].to_string().contains("VM db is Initial Sync"), "{told:?}");
     assert!(found(&plan, &survey, Act::Start).join("\n").contains("follow it already"));
+}
+
+#[test]
+fn damage_of_disks_that_follow_is_named_in_the_summary_and_keeps_completion_until_it_is_accepted() {
+    let (mut plan, mut survey) = (samples::plan("shop"), survey());
+    plan.general.mode = FailoverMode::Continuous;
+    let facts = survey.facts.as_mut().unwrap();
+    let vm = facts.vms[0].name.clone();
+    let damage = DiskDamage { vm: vm.to_string(), disk: "root".into(), ranges: 2, bytes: 8192 };
+    facts.follow = Some(FollowFacts { damage: vec![damage.clone()], ..following() });
+    survey.damage = vec![damage.to_string()];
+    let found = found(&plan, &survey, Act::Complete).join("\n");
+    assert!(found.contains("disk root: 8192 bytes in 2 ranges"), "{found}");
+    let summary = plan.summary(&survey, Act::Complete);
+    assert_eq!(summary.damage, survey.damage);
+    let status = |name: &Name| summary.vms.iter().find(|of| of.name == *name).map(|of| of.status);
+    assert_eq!(status(&vm), Some(VmStatus::Error));
+    let others = survey.facts.iter().flat_map(|facts| &facts.vms).filter(|of| of.name != vm);
+    assert!(others.into_iter().all(|of| status(&of.name) == Some(of.status)), "{summary:?}");
+    plan.options.accept_damage = true;
+    assert!(!has_errors(&plan.validate(&survey, Act::Complete)));
 }
 
 #[test]
