@@ -21,6 +21,7 @@ use super::settings::{HypervisorSettings, Settings};
 use super::socket_group;
 use super::stores::OpenStores;
 use super::turns::Turns;
+use super::watched::Watched;
 use super::world::SiteWorld;
 use crate::cancel::Cancel;
 use crate::clock::{Clock, SystemClock};
@@ -43,6 +44,7 @@ pub struct Appliance {
     pub(super) astray: Astray,
     pub(super) fresh: Fresh,
     pub(super) moves: Moves,
+    pub(super) watched: Watched,
     pub(crate) world: Arc<SiteWorld>,
     pub(crate) engine: Engine,
     pub(super) answers: Answers,
@@ -103,6 +105,7 @@ impl Appliance {
             astray: Astray::default(),
             fresh: Fresh::default(),
             moves: Moves::default(),
+            watched: Watched::default(),
             world,
             engine,
             answers: Answers::default(),

@@ -16,8 +16,7 @@
 //! | `stores`, `looks`, `hosting`, `view` | open stores; what was seen in them; protections that run; domains as they are shown |
 //! | `guests`, `astray` | what is wrong with guests that run here; those that run on other disks than the served ones |
 //! | `fresh` | definitions that travel with disks, kept as the hypervisor has them |
-//! | `damage` | damage of disks that follow, as it is shown |
-//! | `guests` | what is wrong with guests that run here |
+//! | `damage`, `watched` | damage of disks that follow, as it is shown; one look for all who watch a domain |
 //! | `socket_group` | hypervisors of other users, let at their disks |
 //! | `answers` | what a site is told that asks for a domain of this one |
 //! | `ends` | how tasks ended, as events |
@@ -68,6 +67,7 @@ mod taking_in;
 mod told;
 mod turns;
 mod view;
+mod watched;
 mod world;
 
 pub use access::{ROLES, subject_of};

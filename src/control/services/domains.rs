@@ -14,6 +14,7 @@ use crate::control::fault::{Done, Fault};
 use crate::control::looks::check_identity;
 use crate::control::proto::domain_service_server::DomainService;
 use crate::control::proto::{self, *};
+use crate::control::watched::Shared;
 use crate::error::{Error, ErrorKind};
 use crate::failover::{Forget, Request as Wish, World};
 use crate::ids::{DiskId, Name};
@@ -86,14 +87,15 @@ impl DomainService for Services {
         let name = fields::name("name", &request.into_inner().name)?;
         self.app.domain(&name).await.map_err(Fault::from)?;
         let app = Arc::clone(&self.app);
+        let shared = app.watched.join(&name);
         let begin: (_, Option<proto::Domain>, bool) = (app, None, false);
         let messages = futures::stream::unfold(begin, move |(app, last, over)| {
-            let name = name.clone();
+            let (name, shared) = (name.clone(), Arc::clone(&shared));
             async move {
                 if over {
                     return None;
                 }
-                match changed(&app, &name, last.as_ref()).await {
+                match changed(&app, &name, &shared, last.as_ref()).await {
                     Ok(domain) => {
                         let message = WatchDomainResponse { domain: Some(domain.clone()) };
                         Some((Ok(message), (app, Some(domain), false)))
@@ -350,8 +352,13 @@ async fn import_all(app: &Arc<Appliance>, asked: ImportAllDomainsRequest) -> Don
     Ok(done)
 }
 
-/// Waits until a domain is otherwise than `last`.
-async fn changed(app: &Arc<Appliance>, name: &Name, last: Option<&proto::Domain>) -> Done<proto::Domain> {
+/// Waits until a domain is otherwise than `last`. The first time it is looked at anew, then once for all who watch it.
+async fn changed(
+    app: &Arc<Appliance>,
+    name: &Name,
+    shared: &Shared,
+    last: Option<&proto::Domain>,
+) -> Done<proto::Domain> {
     let mut looks = 0;
     loop {
         if last.is_some() {
@@ -361,7 +368,11 @@ async fn changed(app: &Arc<Appliance>, name: &Name, last: Option<&proto::Domain>
         if app.closing.is_cancelled() {
             return Err(Error::new(ErrorKind::Unreachable, "the appliance stops").into());
         }
-        let now = app.view(&app.domain(name).await?).await;
+        let record = app.domain(name).await?;
+        let now = match last {
+            Some(_) => shared.view(async { Ok(app.view(&record).await) }).await?,
+            None => app.view(&record).await,
+        };
         looks += 1;
         match last {
             Some(last) if looks < TELL_EVERY && still(last) == still(&now) => {}
