@@ -184,6 +184,10 @@ fn protection(page: &Page, domain: &str, status: &ProtectStatus) {
         page.set("freshet_domain_sync_done_bytes", &[domain], figure(sync.done));
     }
     for vm in &status.vms {
+        // As old as those of its disks: the view is of another moment.
+        if let Some(rpo) = vm.rpo_ms {
+            page.set("freshet_vm_rpo_seconds", &[domain, vm.name.as_str()], figure(rpo) / 1000.0);
+        }
         for disk in &vm.disks {
             let labels = [domain, vm.name.as_str(), disk.name.as_str()];
             if let Some(rpo) = disk.rpo_ms {
