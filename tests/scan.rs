@@ -34,6 +34,19 @@ async fn make_domain(site: &StorageSite, domain: &Name, size: u64) -> u64 {
     let disk_info = DiskInfo { id: disk, vm, name: name("root"), size };
     let mut builder = SegmentBuilder::new(Vec::new());
     builder.push_zeros(&IndexDisk { id: disk, vm, size }, 0, 4096);
+    let point = Point { time: Time::from_millis(1_000_000), flags: PointFlags::default(), vms: [vm].into() };
+    let catalogue = Catalogue { vms: vec![info], disks: vec![disk_info] };
+    publish(site, writer, builder, point, Some(catalogue)).await
+}
+
+/// Makes a segment the next one of a domain; its bytes.
+async fn publish(
+    site: &StorageSite,
+    writer: DomainWriter,
+    builder: SegmentBuilder,
+    point: Point,
+    catalogue: Option<Catalogue>,
+) -> u64 {
     let sealed = builder.seal(Seal {
         domain: writer.domain().id(),
         id: writer.first(),
@@ -41,12 +54,13 @@ async fn make_domain(site: &StorageSite, domain: &Name, size: u64) -> u64 {
         parent_digest: writer.base_digest(),
         writer: writer.writer(),
         created: site.now(),
-        point: Some(Point { time: Time::from_millis(1_000_000), flags: PointFlags::default(), vms: [vm].into() }),
-        catalogue: Some(Catalogue { vms: vec![info], disks: vec![disk_info] }),
+        point: Some(point),
+        catalogue,
     });
     let sealed = sealed.unwrap();
     let len = sealed.bytes.len() as u64;
-    site.create(&keys::segment(domain, writer.first()), vec![sealed.bytes.into()]).await.unwrap();
+    let key = keys::segment(writer.domain().name(), writer.first());
+    site.create(&key, vec![sealed.bytes.into()]).await.unwrap();
     writer.accept_up_to(writer.first()).await.unwrap();
     writer.finish().await.unwrap();
     len
@@ -124,19 +138,7 @@ async fn a_damaged_domain_is_named_and_the_others_are_still_told() {
 async fn add_point(site: &StorageSite, domain: &Name, time: u64, vms: &[VmId]) {
     let writer = DomainWriter::start(site, domain, &name("site-a"), StartOptions::default()).await.unwrap();
     let point = Point { time: Time::from_millis(time), flags: PointFlags::default(), vms: vms.into() };
-    let sealed = SegmentBuilder::new(Vec::new()).seal(Seal {
-        domain: writer.domain().id(),
-        id: writer.first(),
-        parent: writer.base(),
-        parent_digest: writer.base_digest(),
-        writer: writer.writer(),
-        created: site.now(),
-        point: Some(point),
-        catalogue: None,
-    });
-    site.create(&keys::segment(domain, writer.first()), vec![sealed.unwrap().bytes.into()]).await.unwrap();
-    writer.accept_up_to(writer.first()).await.unwrap();
-    writer.finish().await.unwrap();
+    publish(site, writer, SegmentBuilder::new(Vec::new()), point, None).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -138,17 +138,18 @@ async fn gather(app: &Appliance) -> Result<String> {
         if let Some(rpo) = view.rpo_ms {
             page.set("freshet_domain_rpo_seconds", &[domain], figure(rpo) / 1000.0);
         }
-        for vm in &view.vms {
-            if let Some(rpo) = vm.rpo_ms {
-                page.set("freshet_vm_rpo_seconds", &[domain, vm.name.as_str()], figure(rpo) / 1000.0);
-            }
-        }
         if let Some(point) = &view.newest_point {
             page.set("freshet_domain_point", &[domain], figure(point.number));
         }
         page.set("freshet_domain_problems", &[domain], view.problems.len() as f64);
-        if let Some(hosted) = app.hosting.get(&record.name) {
-            protection(&page, domain, &hosted.status().await);
+        match app.hosting.get(&record.name) {
+            // Of the same moment as the figures of its disks.
+            Some(hosted) => {
+                let status = hosted.status().await;
+                rpo_of_vms(&page, domain, status.vms.iter().map(|vm| (vm.name.as_str(), vm.rpo_ms)));
+                protection(&page, domain, &status);
+            }
+            None => rpo_of_vms(&page, domain, view.vms.iter().map(|vm| (vm.name.as_str(), vm.rpo_ms))),
         }
         if let Some((plan, seen)) = app.world.followers().seen(&record.name) {
             page.set("freshet_domain_log_size_bytes", &[domain], figure(plan.dr.log_size));
@@ -160,6 +161,14 @@ async fn gather(app: &Appliance) -> Result<String> {
     }
     tasks(&page, &app.engine.tasks());
     page.text()
+}
+
+fn rpo_of_vms<'a>(page: &Page, domain: &str, vms: impl Iterator<Item = (&'a str, Option<u64>)>) {
+    for (vm, rpo) in vms {
+        if let Some(rpo) = rpo {
+            page.set("freshet_vm_rpo_seconds", &[domain, vm], figure(rpo) / 1000.0);
+        }
+    }
 }
 
 fn protection(page: &Page, domain: &str, status: &ProtectStatus) {
@@ -184,10 +193,6 @@ fn protection(page: &Page, domain: &str, status: &ProtectStatus) {
         page.set("freshet_domain_sync_done_bytes", &[domain], figure(sync.done));
     }
     for vm in &status.vms {
-        // As old as those of its disks: the view is of another moment.
-        if let Some(rpo) = vm.rpo_ms {
-            page.set("freshet_vm_rpo_seconds", &[domain, vm.name.as_str()], figure(rpo) / 1000.0);
-        }
         for disk in &vm.disks {
             let labels = [domain, vm.name.as_str(), disk.name.as_str()];
             if let Some(rpo) = disk.rpo_ms {

@@ -292,17 +292,26 @@ impl Journal for Failing {
     }
 }
 
-#[tokio::test]
-async fn without_a_journal_nothing_is_done_and_a_restart_goes_on() {
+type Shared = Arc<std::sync::Mutex<Sim>>;
+
+/// Site b follows a domain whose owner is cut off, and its journal fails where that is asked for.
+fn a_follower_alone() -> (Shared, Arc<Failing>) {
     let mut sim = Sim::new(&["a", "b"]);
     sim.cut_off.insert(name("a"));
     follows(&mut sim, "b");
-    let sim = Arc::new(std::sync::Mutex::new(sim));
-    let journal = Arc::new(Failing::default());
-    let start = || {
-        let process = Process::start(&sim, &name("b"), Faults::new(None));
-        Engine::new(journal.clone(), Arc::new(process), Arc::new(SystemClock), EngineSettings::default())
-    };
+    (Arc::new(std::sync::Mutex::new(sim)), Arc::default())
+}
+
+/// A process of site b.
+fn engine_over(sim: &Shared, journal: &Arc<Failing>) -> Engine {
+    let process = Process::start(sim, &name("b"), Faults::new(None));
+    Engine::new(journal.clone(), Arc::new(process), Arc::new(SystemClock), EngineSettings::default())
+}
+
+#[tokio::test]
+async fn without_a_journal_nothing_is_done_and_a_restart_goes_on() {
+    let (sim, journal) = a_follower_alone();
+    let start = || engine_over(&sim, &journal);
     let first = start();
     journal.fails.store(true, Ordering::SeqCst);
     let error = first.submit(complete(Completion::Forced), "op").await.unwrap_err();
@@ -335,15 +344,8 @@ async fn without_a_journal_nothing_is_done_and_a_restart_goes_on() {
 
 #[tokio::test]
 async fn a_request_is_kept_with_the_task_that_it_began_though_nobody_was_told() {
-    let mut sim = Sim::new(&["a", "b"]);
-    sim.cut_off.insert(name("a"));
-    follows(&mut sim, "b");
-    let sim = Arc::new(std::sync::Mutex::new(sim));
-    let journal = Arc::new(Failing::default());
-    let start = || {
-        let process = Process::start(&sim, &name("b"), Faults::new(None));
-        Engine::new(journal.clone(), Arc::new(process), Arc::new(SystemClock), EngineSettings::default())
-    };
+    let (sim, journal) = a_follower_alone();
+    let start = || engine_over(&sim, &journal);
     let first = start();
     journal.fails.store(true, Ordering::SeqCst);
     let once = Once { id: "r".into(), digest: "x".into() };
