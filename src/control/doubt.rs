@@ -51,8 +51,9 @@ impl Doubt {
             ),
             Doubt::Off | Doubt::Told => format!(
                 "was switched off just as its disks changed over: {where_to}; compare them before it is started. Starting \
-                 it, or unprotecting it, goes on with the disks that its definition names; to go on with the others, \
-                 unprotect it and have its definition name them"
+                 it goes on with the disks that its definition names, which are then copied over the others; unprotecting \
+                 it copies nothing, and leaves its definition with the same; to go on with the others, unprotect it and \
+                 have its definition name them"
             ),
         }
     }

@@ -256,8 +256,8 @@ fn a_guest_that_changed_over_unwritten_and_was_started_anew_keeps_what_it_wrote_
         // The operator is told, and chooses the images.
         rig.site.libvirt.virsh(&["shutdown", "web"]);
         rig.console.wait("the end", || rig.site.libvirt.state("web") == "shut off");
-        let told =
-            rig.until("what there is to decide", |shown| shown["problems"].to_string().contains("unprotecting it"));
+        let told = rig
+            .until("what there is to decide", |shown| shown["problems"].to_string().contains("copied over the others"));
         let image = told["vms"][0]["disks"][0]["path"].as_str().unwrap().to_owned();
         rig.site.ask(&["vm", "unprotect", "d", "web"]);
         assert!(rig.uses("web.qcow2"), "its definition is as it was");
