@@ -3,7 +3,10 @@
 
 use std::path::PathBuf;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
+use freshet::hypervisor::Hypervisor;
+use freshet::ids::Name;
 use serde_json::Value;
 
 use super::appliance::{Place, Ran, freshet};
@@ -108,14 +111,23 @@ impl Rig<'_> {
     }
 }
 
+fn its_button_is_pressed_where_its_agent_does_nothing(rig: &Rig<'_>) {
+    rig.virsh.have_an_agent_that_does_nothing();
+    let driver = rig.site.libvirt.driver(&rig.site.place.path("seeds"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let web = Name::new("web").unwrap();
+    // Perhaps it takes longer than that from its button on.
+    runtime.block_on(driver.shutdown(&web, Duration::from_secs(6))).unwrap();
+    rig.console.wait("the end", || rig.site.libvirt.state("web") == "shut off");
+}
+
 /// A guest that is started by hand while no event is heard has clients that connect again all the same.
 fn started_unheard_of_it_connects_again(rig: &mut Rig<'_>) {
     rig.virsh.deaf(true);
     // Who heard of events until now does so no more.
     rig.site.libvirt.stop();
     rig.site.libvirt.start_again();
-    rig.site.libvirt.virsh(&["shutdown", "web"]);
-    rig.console.wait("the end", || rig.site.libvirt.state("web") == "shut off");
+    its_button_is_pressed_where_its_agent_does_nothing(rig);
     rig.site.libvirt.virsh(&["start", "web"]);
     assert_eq!(rig.console.boots(2), rig.console.newest("down").unwrap());
     let nodes = r#"{"execute": "query-named-block-nodes", "arguments": {"flat": true}}"#;

@@ -21,7 +21,8 @@ const LONG: Duration = Duration::from_secs(240);
 /// The hardware address of the guest's card.
 const MAC: &str = "52:54:00:aa:bb:01";
 
-/// Tells what is on the disk, sets what stands there, and lets the agent tell.
+/// Tells what is on the disk, sets what stands there, and lets the agent tell. Told by its agent to shut down it says so and
+/// does nothing; its power button it obeys.
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -35,6 +36,12 @@ dd if=/dev/zero of="$seed" bs=512 count=1 2> /dev/null && echo "failed: it can b
 mount -t vfat -o ro "$seed" /mnt || echo "failed: mount"
 for file in meta-data network-config user-data; do cat "/mnt/$file" || echo "failed: $file"; done
 echo "card $(cat /sys/class/net/eth0/address)"
+mkdir -p /sbin
+printf '#!/bin/busybox sh\necho told to shut down > /dev/console\n' > /sbin/shutdown
+chmod 755 /sbin/shutdown
+for button in /dev/input/event*; do
+    (dd if=$button bs=24 count=1 of=/dev/null 2> /dev/null; echo pressed; poweroff -f) &
+done
 ip addr add "$(sed -n 's/.*"\(10[0-9.]*\/[0-9]*\)".*/\1/p' /mnt/network-config)" dev eth0
 "#;
 
@@ -169,7 +176,7 @@ async fn until<T, F: Future<Output = Option<T>>>(what: &str, console: &Path, mut
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_guest_reads_its_addresses_and_its_agent_tells_them() {
+async fn a_guest_reads_its_addresses_its_agent_tells_them_and_does_not_shut_it_down() {
     let what = "a guest of QEMU that is given an address";
     let given = std::env::var_os("FRESHET_GUEST_DIR").map(PathBuf::from);
     let kernel = match GuestKernel::find(&given.into_iter().chain(["/".into()]).collect::<Vec<_>>()) {
@@ -225,8 +232,10 @@ async fn a_guest_reads_its_addresses_and_its_agent_tells_them() {
         driver.agent(&spec.name, true, limit).await.ok().flatten().filter(|told| told.contains(&wanted))
     });
     told.await;
+    // Its agent takes the order, and that is all that it does.
+    assert!(driver.shutdown(&spec.name, LONG).await.unwrap());
     let said = std::fs::read_to_string(&console).unwrap().replace('\r', "");
-    driver.power_off(&spec.name).await.unwrap();
+    assert!(said.contains("told to shut down") && said.contains("pressed"), "{said}");
     let seed = Seed::of(&spec, &[MAC.to_owned()]).unwrap().unwrap();
     for (file, content) in seed.files() {
         assert!(said.contains(content), "{file} is not in {said}");

@@ -1,6 +1,6 @@
 //! A `virsh` before the real one, seen by one test alone: it slows copies of disks down, and holds or fails their changing
 //! over, or the writing of a definition (`define`), so that a test can look, or kill, at a moment that otherwise is over in no
-//! time; and it keeps events from who would hear of them.
+//! time; it keeps events from who would hear of them; and it is an agent that takes the order to shut its guest down.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,6 +16,8 @@ const SCRIPT: &str = r#"#!/bin/sh
 case " $* " in
 *" blockcopy "*)
     if [ -e "$DIR/slow" ]; then exec "$DIR/real" "$@" --bandwidth 1; fi ;;
+*" shutdown "*" --mode agent "*)
+    if [ -e "$DIR/sham" ]; then exit 0; fi ;;
 *" event "*)
     if [ -e "$DIR/deaf" ]; then exit 1; fi ;;
 *" --pivot "*|*" define "*)
@@ -69,6 +71,11 @@ impl HeldVirsh {
             true => std::fs::write(mark, "").unwrap(),
             false => std::fs::remove_file(mark).unwrap(),
         }
+    }
+
+    /// An agent takes the order to shut its guest down from now on, and does nothing.
+    pub(crate) fn have_an_agent_that_does_nothing(&self) {
+        std::fs::write(self.dir.join("sham"), "").unwrap();
     }
 
     /// Changing a disk over waits.

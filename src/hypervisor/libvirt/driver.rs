@@ -23,8 +23,10 @@ use crate::ids::Name;
 
 /// Definitions that one call reads.
 const BATCH: usize = 64;
-/// Longest wait for a guest's agent to take an order, of which the time for the whole is a multiple.
+/// Longest wait for a guest's agent to take an order.
 const AGENT: Duration = Duration::from_secs(20);
+/// Longest wait before a guest is asked once more to shut down; half the time that it has, where that is less.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// What libvirt says where a definition has no way to an agent.
 const NO_CHANNEL: &str = "agent is not configured";
 /// What libvirt says of an agent that does not answer its greeting, after which nothing was asked of it.
@@ -255,19 +257,31 @@ impl LibvirtDriver {
         }
     }
 
-    /// Asks a guest to shut down: its agent first, then its power button.
-    async fn ask_down(&self, vm: &Listed) -> Result<()> {
-        let order = ["shutdown", &vm.uuid, "--mode", "agent"];
-        match tokio::time::timeout(AGENT, self.virsh.ask(&order)).await {
-            Ok(Ok(_)) => return Ok(()),
-            Ok(Err(error)) if error.kind() == ErrorKind::Unreachable => return Err(error),
-            Ok(Err(error)) => tracing::debug!(vm = %vm.name, "its agent does not shut it down: {error}"),
-            Err(_) => tracing::warn!(vm = %vm.name, "its agent does not answer: its power button is pressed"),
+    /// Asks a guest to shut down: its agent, and its power button where that does not take it, or has been told before and
+    /// the guest is still there.
+    async fn ask_down(&self, vm: &Listed, again: bool, limit: Duration) -> Result<()> {
+        if !again && self.agent_takes_it_down(vm, limit).await {
+            return Ok(());
         }
         match self.virsh.ask(&["shutdown", &vm.uuid, "--mode", "acpi"]).await {
-            Err(error) if error.context().contains(NOT_RUNNING) => Ok(()),
-            other => other.map(drop),
+            Err(error) if error.context().contains(NOT_RUNNING) => return Ok(()),
+            other => drop(other?),
         }
+        if again {
+            // One that was not there yet, of a guest that heeds no button.
+            self.agent_takes_it_down(vm, limit).await;
+        }
+        Ok(())
+    }
+
+    /// Whether an agent takes the order to shut its guest down: not whether the guest follows it.
+    async fn agent_takes_it_down(&self, vm: &Listed, limit: Duration) -> bool {
+        match self.ask_agent(vm, "shutdown", &["--mode", "agent"], AGENT.min(limit)).await {
+            Ok(_) => return true,
+            Err(error) if has_no_agent(&error) => tracing::debug!(vm = %vm.name, "no agent shuts it down: {error}"),
+            Err(error) => tracing::info!(vm = %vm.name, "its agent does not shut it down: {error}"),
+        }
+        false
     }
 }
 
@@ -399,12 +413,12 @@ impl Hypervisor for LibvirtDriver {
                 // It hears nothing any more.
                 return Ok(false);
             }
-            let over = began.elapsed();
-            // Once more at half the time: a guest that was starting has not heard the first.
-            let again = asked_at.is_some_and(|at| at < limit / 2 && over >= limit / 2);
-            if asked_at.is_none() || again {
-                self.ask_down(&there).await?;
-                asked_at = Some(began.elapsed());
+            // A guest that was starting has not heard the first, and an agent may take it and do nothing.
+            let pause = ASK_AGAIN.min(limit / 2);
+            if asked_at.is_none_or(|at: Instant| at.elapsed() >= pause) {
+                let again = asked_at.replace(Instant::now()).is_some();
+                let left = limit.saturating_sub(began.elapsed());
+                self.ask_down(&there, again, pause.min(left)).await?;
             }
             let left = limit.saturating_sub(began.elapsed());
             if left.is_zero() {

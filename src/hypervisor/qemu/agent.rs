@@ -14,16 +14,14 @@ use crate::hypervisor::MAX_ADDRESSES;
 /// How long a guest that has an agent may take to answer.
 const WITHIN: Duration = Duration::from_secs(2);
 
-/// Asks the agent to shut the guest down. Whether there is one that took the wish.
-///
-/// # Errors
-/// `Unreachable` where the agent answered and then broke off.
-pub(super) async fn shut_down(dir: &Path, name: &str) -> Result<bool> {
+/// Asks the agent to shut the guest down. Whether there is one that took the wish: not whether the guest follows it.
+pub(super) async fn shut_down(dir: &Path, name: &str) -> bool {
     let what = format!("guest agent {}", dir.join(name).display());
-    match Lines::connect(dir, name, what, WITHIN).await {
-        Ok(lines) => ask(lines).await,
-        Err(_) => Ok(false),
-    }
+    let asked = async { ask(Lines::connect(dir, name, what, WITHIN).await?, WITHIN).await };
+    asked.await.unwrap_or_else(|error| {
+        tracing::debug!("no agent shuts it down: {error}");
+        false
+    })
 }
 
 /// Has the agent run `command`, within `limit`. What it answers; `None` where there is none, and nothing was begun.
@@ -52,25 +50,42 @@ async fn run(mut lines: Lines, command: &str, limit: Duration) -> Result<Option<
     }
     lines.set_limit(limit);
     lines.send(format!("{}\n", json!({ "execute": command })).as_bytes()).await?;
-    let ended = |object: &Value| object.get("return").is_some() || object.get("error").is_some();
-    let answer = lines.receive(ended).await.map_err(|e| e.while_doing(command))?;
+    let answer = lines.receive(is_answer).await.map_err(|e| e.while_doing(command))?;
     match answer.get("error") {
         None => Ok(answer.get("return").cloned()),
         Some(error) => {
-            let why = error["desc"].as_str().unwrap_or("it does not say why");
-            Err(Error::new(ErrorKind::Io, format!("{} does not {command}: {why}", lines.what())))
+            let why = format!("{} does not {command}: {}", lines.what(), words_of(error));
+            Err(Error::new(ErrorKind::Io, why))
         }
     }
 }
 
-async fn ask(mut lines: Lines) -> Result<bool> {
+/// Whether it took the wish; an error where it could not be told of it.
+async fn ask(mut lines: Lines, limit: Duration) -> Result<bool> {
     if !greet(&mut lines).await? {
         return Ok(false);
     }
-    // It answers nothing to this where it does as it is told.
     let command = json!({"execute": "guest-shutdown", "arguments": {"mode": "powerdown"}});
     lines.send(format!("{command}\n").as_bytes()).await?;
-    Ok(true)
+    // It answers nothing to this where it does as it is told, and at once where it does not.
+    lines.set_limit(limit);
+    let Ok(answer) = lines.receive(is_answer).await else { return Ok(true) };
+    match answer.get("error") {
+        None => Ok(true),
+        Some(error) => {
+            tracing::info!("{} does not shut the guest down: {}", lines.what(), words_of(error));
+            Ok(false)
+        }
+    }
+}
+
+fn is_answer(object: &Value) -> bool {
+    object.get("return").is_some() || object.get("error").is_some()
+}
+
+/// Why an agent refuses.
+fn words_of(error: &Value) -> &str {
+    error["desc"].as_str().unwrap_or("it does not say why")
 }
 
 /// Whether an agent answers.
@@ -93,25 +108,38 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_agent_that_answers_is_asked_and_a_silent_one_is_not() {
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let agent = tokio::spawn(async move {
-            let mut text = vec![0; 4096];
-            let n = theirs.read(&mut text).await.unwrap();
-            assert_eq!(text[0], 0xff);
-            let asked: Value = serde_json::from_slice(&text[1..n]).unwrap();
-            theirs.write_all(b"{\"return\":1}\nhalf\xff").await.unwrap();
-            theirs.write_all(format!("{}\n", json!({"return": asked["arguments"]["id"]})).as_bytes()).await.unwrap();
-            let n = theirs.read(&mut text).await.unwrap();
-            serde_json::from_slice::<Value>(&text[..n]).unwrap()
-        });
-        assert!(ask(Lines::over(ours, Duration::from_secs(60))).await.unwrap());
-        assert_eq!(agent.await.unwrap()["execute"], "guest-shutdown");
-
+    async fn an_agent_takes_the_wish_where_it_does_not_refuse_and_a_silent_one_is_not_asked() {
+        const LONG: Duration = Duration::from_secs(60);
+        // What it says to the wish, how long that is waited for, and whether it took it.
+        for (says, within, taken) in [
+            // Nothing, and the conversation goes on.
+            (Some(""), Duration::from_millis(50), true),
+            (Some("{\"return\":{}}\n"), LONG, true),
+            (Some("{\"error\":{\"class\":\"CommandNotFound\",\"desc\":\"disabled\"}}\n"), LONG, false),
+            // It ends with its guest.
+            (None, LONG, true),
+        ] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let agent = tokio::spawn(async move {
+                let mut text = vec![0; 4096];
+                let n = theirs.read(&mut text).await.unwrap();
+                assert_eq!(text[0], 0xff);
+                let asked: Value = serde_json::from_slice(&text[1..n]).unwrap();
+                theirs.write_all(b"{\"return\":1}\nhalf\xff").await.unwrap();
+                let greeting = format!("{}\n", json!({"return": asked["arguments"]["id"]}));
+                theirs.write_all(greeting.as_bytes()).await.unwrap();
+                let n = theirs.read(&mut text).await.unwrap();
+                let asked: Value = serde_json::from_slice(&text[..n]).unwrap();
+                theirs.write_all(says.unwrap_or_default().as_bytes()).await.unwrap();
+                (asked, says.map(|_| theirs))
+            });
+            assert_eq!(ask(Lines::over(ours, LONG), within).await.unwrap(), taken, "{says:?}");
+            assert_eq!(agent.await.unwrap().0["execute"], "guest-shutdown");
+        }
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        assert!(!ask(Lines::over(ours, Duration::from_millis(50))).await.unwrap());
+        assert!(!ask(Lines::over(ours, Duration::from_millis(50)), LONG).await.unwrap());
         let dir = tempfile::tempdir().unwrap();
-        assert!(!shut_down(dir.path(), "none").await.unwrap());
+        assert!(!shut_down(dir.path(), "none").await);
     }
 
     #[tokio::test]

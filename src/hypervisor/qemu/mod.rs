@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! define  -> <dir>/<vm>/vm.json                    start -> qemu, in a session of its own, holding <vm>/lock
-//! state   <- is the lock held?                     shutdown -> agent, else the power button; off: the lock is free
+//! state   <- is the lock held?                     shutdown -> agent, then the power button; off: the lock is free
 //! ```
 //!
 //! | file | what it owns |
@@ -222,12 +222,18 @@ impl QemuDriver {
         status.await.is_ok_and(|status| status == PANICKED)
     }
 
-    /// Tells the guest that it is to shut down, by whatever way there is.
-    async fn ask_to_shut_down(&self, folder: &Folder) -> Result<()> {
-        if agent::shut_down(folder.path(), AGENT).await? {
+    /// Tells the guest that it is to shut down: its agent, and its power button where that does not take it, or has been
+    /// told before and the guest is still there.
+    async fn ask_to_shut_down(&self, folder: &Folder, again: bool) -> Result<()> {
+        if !again && agent::shut_down(folder.path(), AGENT).await {
             return Ok(());
         }
-        self.monitor(folder).await?.execute("system_powerdown", json!({})).await.map(drop)
+        self.monitor(folder).await?.execute("system_powerdown", json!({})).await?;
+        if again {
+            // One that was not there yet, of a guest that heeds no button.
+            agent::shut_down(folder.path(), AGENT).await;
+        }
+        Ok(())
     }
 
     /// Moves the disk of that name of a running VM to `uri` without stopping it, and keeps that in its definition. Where it
@@ -401,6 +407,7 @@ impl Hypervisor for QemuDriver {
         let folder = self.to_end(vm)?;
         let until = Instant::now() + limit;
         folder.note_told(true)?;
+        let mut again = false;
         loop {
             if !folder.is_alive()? {
                 break;
@@ -409,11 +416,12 @@ impl Hypervisor for QemuDriver {
                 folder.note_told(false)?;
                 return Ok(false);
             }
-            if let Err(e) = self.ask_to_shut_down(&folder).await
+            if let Err(e) = self.ask_to_shut_down(&folder, again).await
                 && folder.is_alive()?
             {
                 tracing::warn!(%vm, "it cannot be asked to shut down: {e}");
             }
+            again = true;
             let left = until.saturating_duration_since(Instant::now());
             if self.until_off(&folder, left.min(ASK_AGAIN)).await? {
                 break;
