@@ -54,7 +54,7 @@ impl Site {
         let places = self.size / MIB;
         for i in 0..mib {
             let at = i * STEP * (places / (mib * STEP)).max(1) % places;
-            file.write_all_at(&half(round << 32 | i), at * MIB).expect("a write to the image");
+            file.write_all_at(&support::half(round << 32 | i), at * MIB).expect("a write to the image");
         }
         // An image that is written meanwhile is refused.
         drop(file);
@@ -88,13 +88,6 @@ impl Site {
             }
         }
     }
-}
-
-/// One MiB that compresses by half and is like no other.
-fn half(seed: u64) -> Vec<u8> {
-    let mut random = fastrand::Rng::with_seed(seed);
-    let words = (0..MIB / 16).flat_map(|_| [random.u64(..).to_le_bytes(), *b"freshet "]);
-    words.flatten().collect()
 }
 
 async fn until(following: &Following, is: impl Fn(&FollowState) -> bool) -> FollowState {

@@ -23,7 +23,7 @@ const MEASURED: Duration = Duration::from_secs(120);
 /// A hypervisor without VMs: nothing is started here.
 const HYPERVISOR: &str = "#!/bin/sh\ncase $1 in networks) echo '{\"networks\":[\"lan\"]}';; inventory) echo '{\"vms\":[]}';; *) exit 9;; esac\n";
 
-fn plan(domain: &str, datastore: &str) -> FailoverPlan {
+pub(crate) fn plan(domain: &str, datastore: &str) -> FailoverPlan {
     FailoverPlan {
         general: Some(GeneralStage { domain: domain.into(), mode: FailoverMode::Continuous.into(), direction: 0 }),
         failover: Some(FailoverStage { datastore: datastore.into(), ..Default::default() }),

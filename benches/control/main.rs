@@ -1,7 +1,8 @@
 //! The control plane through a real `freshet serve` and its socket: scan, import and status of a storage site with a
-//! thousand domains of ten disks, and what following a hundred domains costs while nothing happens.
+//! thousand domains of ten disks, what following a hundred domains costs while nothing happens, and what a completion takes
+//! by the operator's command.
 //!
-//! `cargo bench --bench control [-- import|idle]`
+//! `cargo bench --bench control [-- import|idle|completing]`
 
 #![allow(
     clippy::unwrap_used,
@@ -11,8 +12,11 @@
 )]
 
 mod appliance;
+mod completing;
 mod idle;
 mod made;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::time::Instant;
 
@@ -67,13 +71,17 @@ fn main() {
     if !args.iter().any(|arg| arg == "--bench") {
         return;
     }
-    let wanted =
-        |what: &str| args.iter().any(|arg| arg == what) || !args.iter().any(|arg| arg == "import" || arg == "idle");
+    let parts = ["import", "idle", "completing"];
+    let named = |part: &str| args.iter().any(|arg| arg == part);
+    let wanted = |part: &str| named(part) || !parts.into_iter().any(named);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     if wanted("import") {
         runtime.block_on(import());
     }
     if wanted("idle") {
         runtime.block_on(idle::measure());
+    }
+    if wanted("completing") {
+        runtime.block_on(completing::measure());
     }
 }

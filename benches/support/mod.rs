@@ -35,6 +35,13 @@ pub(crate) fn file_data(len: usize) -> Vec<u8> {
     out
 }
 
+/// One MiB that compresses by half and is like no other.
+pub(crate) fn half(seed: u64) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let words = (0..(1 << 20) / 16).flat_map(|_| [random.u64(..).to_le_bytes(), *b"freshet "]);
+    words.flatten().collect()
+}
+
 fn gather(dir: &Path, until: usize, out: &mut Vec<u8>) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     let mut entries: Vec<_> = entries.filter_map(Result::ok).collect();

@@ -72,6 +72,8 @@ pub struct Survey {
     pub addressing: Option<std::result::Result<String, String>>,
     /// VMs that the hypervisor would not make or start as the plan wants them, each with the reason.
     pub refused_vms: Vec<(crate::ids::Name, String)>,
+    /// What VMs would be otherwise here than at the protected site, without the plan saying so.
+    pub changed_vms: Vec<(crate::ids::Name, String)>,
     /// The datastore.
     pub datastore: Space,
     /// The directory of the replication log.

@@ -412,6 +412,10 @@ impl Check<'_> {
                 false => self.warning(Stage::Vms, &field, why.clone(), "remove the cause before it is completed"),
             }
         }
+        for (vm, change) in self.survey.changed_vms.iter().filter(|(vm, _)| part.contains(vm)) {
+            let remedy = "see that its guest bears with it";
+            self.warning(Stage::Vms, &format!("vms.{vm}"), change.clone(), remedy);
+        }
     }
 
     fn cards(&mut self, vm: &VmFacts) {

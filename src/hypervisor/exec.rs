@@ -257,11 +257,11 @@ impl Hypervisor for ExecDriver {
         Ok("they are told to the hypervisor's command, and what it does with them is its matter")
     }
 
-    async fn define(&self, spec: &VmSpec) -> Result<()> {
+    async fn define(&self, spec: &VmSpec) -> Result<Vec<String>> {
         let verb = "define";
         let input = json!({"version": EXEC_VERSION, "verb": verb, "vm": spec.name, "spec": spec});
         let answer = self.ask(verb, input, Duration::ZERO).await?;
-        self.done(verb, answer)
+        self.done(verb, answer).map(|()| Vec::new())
     }
 
     async fn undefine(&self, vm: &Name) -> Result<()> {

@@ -32,7 +32,7 @@ pub use qemu::{
 };
 pub(crate) use seed::prefixed;
 pub use seed::{SEED_SERIAL, Seed};
-pub use spec::{DiskSpec, GuestChange, GuestEvent, NicSpec, OffEvidence, PowerState, VmEntry, VmSpec};
+pub use spec::{DiskSpec, Foreseen, GuestChange, GuestEvent, NicSpec, OffEvidence, PowerState, VmEntry, VmSpec};
 pub use subprocess::{COMMAND_PATH, CommandEnd, RunCommand};
 
 use std::collections::BTreeMap;
@@ -101,18 +101,19 @@ pub trait Hypervisor: Send + Sync {
     /// Why they do not, in words, where this site cannot hand them over.
     fn addressing(&self) -> std::result::Result<&'static str, String>;
 
-    /// Makes the VM known, or changes what is known of one that is off. It is not started.
+    /// Makes the VM known, or changes what is known of one that is off. It is not started. What it is otherwise than it was
+    /// at the protected site without the plan saying so, each in a sentence.
     ///
     /// # Errors
     /// `Refused` where a VM of that name exists that is not Freshet's or runs; `Invalid` where it cannot be made.
-    async fn define(&self, spec: &VmSpec) -> Result<()>;
+    async fn define(&self, spec: &VmSpec) -> Result<Vec<String>>;
 
-    /// Those of `specs` that [`define`](Self::define) would not make here, or that could not start then, as far as can be
-    /// told beforehand, each with the reason. Nothing is changed.
+    /// What [`define`](Self::define) would make of each of `specs`, as far as can be told beforehand; nothing is said of those
+    /// of which nothing is to be told. Nothing is changed.
     ///
     /// # Errors
     /// `Unreachable` where it does not answer.
-    async fn would_refuse(&self, _specs: &[VmSpec]) -> Result<Vec<(Name, String)>> {
+    async fn foresee(&self, _specs: &[VmSpec]) -> Result<Vec<Foreseen>> {
         Ok(Vec::new())
     }
 

@@ -36,7 +36,7 @@ impl Hypervisor for NoHypervisor {
         none().map_err(|e| e.to_string())
     }
 
-    async fn define(&self, _: &VmSpec) -> Result<()> {
+    async fn define(&self, _: &VmSpec) -> Result<Vec<String>> {
         none()
     }
 

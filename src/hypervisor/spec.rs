@@ -65,6 +65,17 @@ pub struct VmSpec {
     pub definition: String,
 }
 
+impl VmSpec {
+    /// What a driver tells that does not read this definition; `None` where there is none.
+    pub(crate) fn unread_definition(&self) -> Option<String> {
+        let kind = Some(&self.definition_kind).filter(|kind| !kind.is_empty())?;
+        Some(format!(
+            "its definition of kind {kind} is not read here: it gets its processors, memory, disks and cards, and is \
+             otherwise as VMs usually are here"
+        ))
+    }
+}
+
 /// In which state a VM is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -84,6 +95,17 @@ pub struct VmEntry {
     pub name: Name,
     /// In which state it is.
     pub state: PowerState,
+}
+
+/// What defining a VM would come to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Foreseen {
+    /// The VM.
+    pub vm: Name,
+    /// Why it would not be made, or would not start then; `None` where nothing is known against it.
+    pub refused: Option<String>,
+    /// What it would be otherwise than at the protected site without the plan saying so, each in a sentence.
+    pub changes: Vec<String>,
 }
 
 /// What shows that a guest is off.

@@ -75,6 +75,8 @@ fn a_forced_failover_runs_at_the_other_site_and_the_old_one_is_fenced_and_comes_
     second.task(&["failover", "start", "d", "--datastore", &datastore, "--log-size", "256MiB", "--yes", "d"]);
     second.runs("DOMAIN_MODE_RUNNING_IN_FAILOVER");
     assert_eq!((read(&second, 2 * MIB), read(&second, MIB)), (9, 7));
+    let log = value(&page(&second.appliance), "freshet_domain_log_size_bytes{domain=\"d\"}");
+    assert_eq!(log, Some((256 * MIB) as f64), "of the plan's size, which is more than the setting's");
     // The old site writes on, and nobody believes it.
     write(&first, 3 * MIB, 5);
     first.until_mode("DOMAIN_MODE_FENCED");

@@ -67,17 +67,21 @@ fn what_cannot_follow_its_disks_is_refused_and_nothing_of_it_is_protected() {
     assert!(!place.path("first-state/images").exists(), "no image was made for them");
 
     // A medium in a drive is no reason, and is told.
-    let iso = image("install.iso");
-    let drive = format!(
-        "<disk type='file' device='cdrom'><driver name='qemu' type='raw'/><source file='{}'/>\
-         <target dev='sda' bus='sata'/><readonly/></disk>",
-        iso.display()
-    );
+    let drive = drive(&image("install.iso"));
     site.libvirt.define(&vm("desk", None, &(file_disk("vda", &image("desk"), "raw") + &drive)));
     site.ask(&["vm", "protect", "d", "desk"]);
     let events = site.ask(&["event", "list", "--subject", "d"]).to_string();
     assert!(events.contains("VM desk: the medium in cdrom sda stays here"), "{events}");
     site.appliance.until_recoverable("d");
+}
+
+/// A drive with a medium in it.
+fn drive(iso: &std::path::Path) -> String {
+    format!(
+        "<disk type='file' device='cdrom'><driver name='qemu' type='raw'/><source file='{}'/>\
+         <target dev='sda' bus='sata'/><readonly/></disk>",
+        iso.display()
+    )
 }
 
 #[test]
@@ -88,7 +92,8 @@ fn what_would_not_come_up_at_the_other_site_is_known_by_its_plan() {
     let place = Place::new();
     let (first, second) = (LibvirtSite::start(&place, "first"), LibvirtSite::start(&place, "second"));
     first.make_domain();
-    let devices = file_disk("vda", &place.image("web.img"), "raw") + &card(MAC);
+    let drive = drive(&place.image("install.iso"));
+    let devices = file_disk("vda", &place.image("web.img"), "raw") + &drive + &card(MAC);
     first.libvirt.define(&vm("web", Some(UUID), &devices));
     first.ask(&["vm", "protect", "d", "web"]);
     first.appliance.until_recoverable("d");
@@ -125,10 +130,14 @@ fn what_would_not_come_up_at_the_other_site_is_known_by_its_plan() {
     assert!(second.ask(&["task", "list", "--domain", "d"])["tasks"].as_array().is_none_or(Vec::is_empty));
     assert_eq!(first.ask(&["domain", "show", "d"])["owner_site"], "first");
 
-    // Without all that it comes up.
+    // Without all that it comes up; what it is otherwise here is told before, and by the task.
+    let otherwise = "cdrom sda is empty here";
+    let shown = plan(&["--dry-run"]).good().to_string();
+    assert!(shown.contains(otherwise), "{shown}");
     let ran = plan(&[]).good();
     let id = ran["task"]["id"].as_str().or(ran["id"].as_str()).unwrap().to_owned();
-    second.ended(&id, "TASK_STATE_DONE");
+    let told = second.ended(&id, "TASK_STATE_DONE").to_string();
+    assert!(told.contains(&format!("VM web: {otherwise}")), "{told}");
     assert_eq!((first.libvirt.state("web").as_str(), second.libvirt.state("web").as_str()), ("shut off", "running"));
     let xml = second.libvirt.virsh(&["dumpxml", "web"]);
     assert!(xml.contains(UUID) && xml.contains(MAC), "{xml}");

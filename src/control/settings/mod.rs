@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use crate::datastore::EngineKind;
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
+use crate::failover::FailoverPlan;
 use crate::ids::Name;
 use crate::nbd::{CacheMode, Listen, TlsIdentity};
 use crate::protect::{FencedPolicy, ProtectRequest};
@@ -302,6 +303,12 @@ impl Settings {
             level: p.level,
             ..ProtectRequest::new(domain, self.site.clone(), vms, listen, p.log_store.clone())
         }
+    }
+
+    /// Bytes of the log of the protection that follows a recovery by `plan`: as large as the recovery's, and never smaller
+    /// than the setting, which this site's memory was measured by.
+    pub(crate) fn protect_log_size(&self, plan: &FailoverPlan) -> u64 {
+        self.protect.log_size.max(plan.dr.log_size)
     }
 
     /// Where the image of a disk is made that cannot be served as it is: the first name that is free.

@@ -132,9 +132,12 @@ impl SiteWorld {
     /// The request by which the disks of a domain are protected here: those of the catalog.
     pub(crate) async fn protect_request(&self, domain: &Name) -> Result<ProtectRequest> {
         let vms = self.known.protected(domain).await?;
-        let origin = match self.known.recovery(domain).await? {
-            Some(recovery) => Origin::Rehydrated { datastore: recovery.plan.failover.datastore },
-            None => Origin::Site,
+        let (origin, log_size) = match self.known.recovery(domain).await? {
+            Some(Recovery { plan, .. }) => {
+                let log_size = self.settings.protect_log_size(&plan);
+                (Origin::Rehydrated { datastore: plan.failover.datastore }, log_size)
+            }
+            None => (Origin::Site, self.settings.protect.log_size),
         };
         let which = domain.clone();
         let read = move |db: &rusqlite::Connection| {
@@ -147,7 +150,7 @@ impl SiteWorld {
         for vm in vms.iter().filter(|vm| no_moment.contains(&vm.name)) {
             vm.disks.iter().for_each(|disk| filling.begin(&vm.name, &disk.name));
         }
-        Ok(ProtectRequest { origin, filling, ..self.settings.protect_request(domain.clone(), vms) })
+        Ok(ProtectRequest { origin, filling, log_size, ..self.settings.protect_request(domain.clone(), vms) })
     }
 
     pub(super) async fn begin_protecting(

@@ -42,7 +42,7 @@ impl SiteWorld {
                 let there = state.ancestors().find(|dir| dir.is_dir()).unwrap_or(state);
                 self.space(there, &crate::log::log_path(&state.join(domain.key()), domain)).await
             },
-            protect_log_bytes: self.settings.protect.log_size,
+            protect_log_bytes: self.settings.protect_log_size(plan),
             runs_remote_scripts: self.settings.failover.runs_remote_scripts,
             ..Survey::default()
         };
@@ -82,7 +82,7 @@ impl SiteWorld {
             survey.agent_problems.extend(problem.map(|why| (guest.name.clone(), why)));
         }
         if survey.hypervisor_problem.is_none() {
-            self.refused(plan, guests, &mut survey).await;
+            self.foresee(plan, guests, &mut survey).await;
         }
         self.choose(plan, &facts, &mut survey).await;
         if facts.vms.iter().any(|vm| vm.fetch_bytes > 0) {
@@ -93,13 +93,18 @@ impl SiteWorld {
         survey
     }
 
-    /// VMs that could not be defined here or would not start, known before anything is done.
-    async fn refused(&self, plan: &FailoverPlan, guests: Vec<VmSpec>, survey: &mut Survey) {
+    /// VMs that could not be defined here or would not start, or would be other ones, known before anything is done.
+    async fn foresee(&self, plan: &FailoverPlan, guests: Vec<VmSpec>, survey: &mut Survey) {
         // Of VMs that are not this domain's it is told already.
         let own = guests.into_iter().filter(|spec| !survey.foreign_vms.contains(&spec.name));
         let specs: Vec<_> = own.map(|spec| as_planned(spec, plan)).collect();
-        match self.hypervisor.would_refuse(&specs).await {
-            Ok(refused) => survey.refused_vms = refused,
+        match self.hypervisor.foresee(&specs).await {
+            Ok(foreseen) => {
+                for one in foreseen {
+                    survey.refused_vms.extend(one.refused.map(|why| (one.vm.clone(), why)));
+                    survey.changed_vms.extend(one.changes.into_iter().map(|change| (one.vm.clone(), change)));
+                }
+            }
             Err(error) => survey.hypervisor_problem = Some(error.to_string()),
         }
     }

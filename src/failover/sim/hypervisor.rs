@@ -36,14 +36,14 @@ impl Hypervisor for Process {
         Ok("they are not used")
     }
 
-    async fn define(&self, spec: &VmSpec) -> Result<()> {
+    async fn define(&self, spec: &VmSpec) -> Result<Vec<String>> {
         let spec = spec.clone();
         self.call("define", move |sim, site| {
             if sim.site(site).vms.get(&spec.name).is_some_and(|(_, s)| *s == PowerState::Running) {
                 sim.violate(format!("define {} at {site} while it runs", spec.name));
             }
             sim.site_mut(site).vms.insert(spec.name.clone(), (spec, PowerState::Off));
-            Ok(())
+            Ok(Vec::new())
         })
         .await
     }

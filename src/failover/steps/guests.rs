@@ -30,7 +30,9 @@ impl Context {
                 let remedy = "it may have disks that are not those of the domain; switch it off";
                 return Err(Error::new(ErrorKind::Refused, format!("{why}: {remedy}")));
             }
-            hypervisor.define(&spec).await?;
+            for change in hypervisor.define(&spec).await? {
+                self.note(format!("VM {}: {change}", spec.name));
+            }
         }
         self.note(format!("{} VMs defined on {}", self.task.learned.vms.len(), hypervisor.describe()));
         Ran::nothing()

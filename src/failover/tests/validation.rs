@@ -245,8 +245,10 @@ fn what_is_only_to_be_known_is_a_warning() {
     survey.loss.owner_alive = true;
     survey.datastore.free_bytes = 5 << 30;
     survey.facts.as_mut().unwrap().vms[1].status = VmStatus::Resync;
+    survey.changed_vms = vec![(name("db"), "it gets q35".into()), (name("gone"), "it takes no part".into())];
     let findings = plan.validate(&survey, Act::Start);
-    assert!(!has_errors(&findings) && findings.len() == 3, "{findings:?}");
+    assert!(!has_errors(&findings) && findings.len() == 4, "{findings:?}");
+    assert!(found(&plan, &survey, Act::Start).join("\n").contains("vms.vms.db: it gets q35"), "{findings:?}");
     plan.failover.planned = true;
     survey.loss.owner_alive = false;
     let texts = found(&plan, &survey, Act::Start).join("\n");

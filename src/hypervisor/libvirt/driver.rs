@@ -16,8 +16,8 @@ use super::xml::Element;
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
 use crate::hypervisor::qemu::process;
 use crate::hypervisor::{
-    BY_SEED, GuestChange, GuestDisks, Hypervisor, MAX_ADDRESSES, OffEvidence, PowerState, Seed, VmEntry, VmSpec, files,
-    seed, unheeded,
+    BY_SEED, Foreseen, GuestChange, GuestDisks, Hypervisor, MAX_ADDRESSES, OffEvidence, PowerState, Seed, VmEntry,
+    VmSpec, files, seed, unheeded,
 };
 use crate::ids::Name;
 
@@ -155,12 +155,12 @@ impl LibvirtDriver {
 
     /// The definition of a VM made to fit what is here. Nothing is changed.
     async fn fitted(&self, spec: &VmSpec, here: &mut Here) -> Result<Fitted> {
-        let root = match spec.definition_kind.as_str() {
+        let (root, unread) = match spec.definition_kind.as_str() {
             LIBVIRT_XML => {
                 let read = Definition::parse(&spec.definition);
-                read.map_err(|e| e.while_doing(format!("definition of VM {}", spec.name)))?.root
+                (read.map_err(|e| e.while_doing(format!("definition of VM {}", spec.name)))?.root, None)
             }
-            _ => blank(spec),
+            _ => (blank(spec), spec.unread_definition()),
         };
         let platform = choose(&root, &here.has, &spec.placement).map_err(|e| self.about(spec, e))?;
         let key = (platform.kind.clone(), platform.arch.clone(), platform.machine.clone());
@@ -177,7 +177,9 @@ impl LibvirtDriver {
         }
         let seed = self.seed_of(spec)?;
         let site = Site { platform: &platform, can: &can, known: &here.known, seed: seed.as_deref() };
-        fit(root, spec, &site).map_err(|e| self.about(spec, e))
+        let mut fitted = fit(root, spec, &site).map_err(|e| self.about(spec, e))?;
+        fitted.notes.extend(unread);
+        Ok(fitted)
     }
 
     /// What is said of a network that a definition needs and that does not run: its VM would not start.
@@ -344,32 +346,31 @@ impl Hypervisor for LibvirtDriver {
         }
     }
 
-    async fn define(&self, spec: &VmSpec) -> Result<()> {
+    async fn define(&self, spec: &VmSpec) -> Result<Vec<String>> {
         let fitted = self.fitted(spec, &mut self.here().await?).await?;
-        for note in &fitted.notes {
-            tracing::warn!(vm = %spec.name, domain = %spec.domain, "{note}");
-        }
         let seed = self.seed_of(spec)?;
         if let Some(path) = &seed {
             put_seed(path, spec, &fitted.root).map_err(|e| self.about(spec, e))?;
         }
         self.give(&fitted.root).await.map_err(|e| self.about(spec, e))?;
-        match seed {
-            Some(_) => Ok(()),
-            None => self.drop_seed(&spec.name),
+        if seed.is_none() {
+            self.drop_seed(&spec.name)?;
         }
+        Ok(fitted.notes)
     }
 
-    async fn would_refuse(&self, specs: &[VmSpec]) -> Result<Vec<(Name, String)>> {
+    async fn foresee(&self, specs: &[VmSpec]) -> Result<Vec<Foreseen>> {
         let mut here = self.here().await?;
         let mut out = Vec::new();
         for spec in specs {
-            let refused = match self.fitted(spec, &mut here).await {
-                Ok(fitted) => self.missing_network(&fitted.root).await?,
-                Err(e) if matches!(e.kind(), ErrorKind::Refused | ErrorKind::Invalid) => Some(e.to_string()),
+            let (refused, changes) = match self.fitted(spec, &mut here).await {
+                Ok(fitted) => (self.missing_network(&fitted.root).await?, fitted.notes),
+                Err(e) if matches!(e.kind(), ErrorKind::Refused | ErrorKind::Invalid) => {
+                    (Some(e.to_string()), Vec::new())
+                }
                 Err(error) => return Err(error),
             };
-            out.extend(refused.map(|why| (spec.name.clone(), why)));
+            out.push(Foreseen { vm: spec.name.clone(), refused, changes });
         }
         Ok(out)
     }

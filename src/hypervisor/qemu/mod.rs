@@ -48,7 +48,7 @@ use self::folder::{Folder, LOG, Moving};
 use self::process::Ends;
 use self::qmp::Qmp;
 use super::subprocess::find_program;
-use super::{BY_SEED, Hypervisor, OffEvidence, PowerState, Seed, VmEntry, VmSpec, seed};
+use super::{BY_SEED, Foreseen, Hypervisor, OffEvidence, PowerState, Seed, VmEntry, VmSpec, seed};
 use crate::error::{Error, ErrorKind, IoResultExt, Result, ResultExt};
 use crate::ids::Name;
 
@@ -304,6 +304,12 @@ fn seed_of(spec: &VmSpec) -> Result<Option<Seed>> {
     Seed::of(spec, &macs)
 }
 
+/// What the VM is otherwise here than at the protected site.
+fn changes(spec: &VmSpec) -> Vec<String> {
+    let foreign = (spec.definition_kind != QEMU_DEFINITION).then(|| spec.unread_definition()).flatten();
+    foreign.into_iter().collect()
+}
+
 #[async_trait]
 impl Hypervisor for QemuDriver {
     fn describe(&self) -> String {
@@ -343,7 +349,7 @@ impl Hypervisor for QemuDriver {
         Ok(BY_SEED)
     }
 
-    async fn define(&self, spec: &VmSpec) -> Result<()> {
+    async fn define(&self, spec: &VmSpec) -> Result<Vec<String>> {
         self.must_be_ready()?;
         self.may_define(spec).await?;
         let folder = self.folder(&spec.name);
@@ -360,15 +366,16 @@ impl Hypervisor for QemuDriver {
         }
         folder.write(spec)?;
         folder.note_moving(None)?;
-        folder.forget_process()
+        folder.forget_process()?;
+        Ok(changes(spec))
     }
 
-    async fn would_refuse(&self, specs: &[VmSpec]) -> Result<Vec<(Name, String)>> {
+    async fn foresee(&self, specs: &[VmSpec]) -> Result<Vec<Foreseen>> {
         self.must_be_ready()?;
         let mut out = Vec::new();
         for spec in specs {
-            let refused = self.may_define(spec).await.err();
-            out.extend(refused.map(|why| (spec.name.clone(), why.to_string())));
+            let refused = self.may_define(spec).await.err().map(|why| why.to_string());
+            out.push(Foreseen { vm: spec.name.clone(), refused, changes: changes(spec) });
         }
         Ok(out)
     }

@@ -187,11 +187,15 @@ async fn what_cannot_start_is_told_with_qemu_s_words_and_is_off() {
     vm.firmware = "uefi".into();
     let told = rig.driver.define(&vm).await.unwrap_err().to_string();
     assert!(told.contains("UEFI firmware /none (package ovmf"), "{told}");
-    let refused = async |vm: &VmSpec| rig.driver.would_refuse(std::slice::from_ref(vm)).await.unwrap();
-    assert_eq!(refused(&vm).await, [(vm.name.clone(), told)], "it is known before");
-    assert!(refused(&samples::spec("bank", "web")).await[0].1.contains("in domain shop"));
+    let foreseen = async |vm: &VmSpec| rig.driver.foresee(std::slice::from_ref(vm)).await.unwrap().remove(0);
+    assert_eq!(foreseen(&vm).await.refused, Some(told), "it is known before");
+    assert!(foreseen(&samples::spec("bank", "web")).await.refused.unwrap().contains("in domain shop"));
     vm.firmware = "bios".into();
-    assert_eq!(refused(&vm).await, []);
+    assert_eq!(foreseen(&vm).await, Foreseen { vm: vm.name.clone(), refused: None, changes: Vec::new() });
+    vm.definition_kind = "libvirt-xml".into();
+    let changes = foreseen(&vm).await.changes;
+    assert!(changes[0].contains("libvirt-xml is not read here"), "{changes:?}");
+    assert_eq!(rig.driver.define(&vm).await.unwrap(), changes);
 }
 
 #[tokio::test]
@@ -286,8 +290,8 @@ async fn a_program_that_goes_away_keeps_nobody_from_ending_a_guest_that_runs() {
     rig.driver = QemuDriver::new(QemuSettings { program: link.clone(), ..rig.driver.settings.clone() });
     missing(rig.driver.ready().await);
     assert_eq!(rig.driver.inventory().await.unwrap(), []);
-    missing(rig.driver.define(&samples::spec("shop", "web")).await);
-    missing(rig.driver.would_refuse(&[]).await.map(drop));
+    missing(rig.driver.define(&samples::spec("shop", "web")).await.map(drop));
+    missing(rig.driver.foresee(&[]).await.map(drop));
     std::os::unix::fs::symlink(&real, &link).unwrap();
     rig.driver.ready().await.unwrap();
     let vm = rig.runs("web", OBEYS).await;
