@@ -7,6 +7,7 @@ use super::appliance_args::{ApplianceArgs, age_of, answered, confirmed, list_of,
 use super::context::Context;
 use super::copies;
 use super::move_view::move_lines;
+use super::recovery_points;
 use super::report::Report;
 use super::task::follow;
 use super::units::bytes;
@@ -45,6 +46,8 @@ enum DomainCommand {
     Delete(Confirmed),
     /// Cut a point now and wait until it is part of the domain
     Point(Point),
+    /// List the points that the domain can be recovered to, newest first
+    Points(Points),
     /// List the copies of disks that left the domain, which are kept here until they are deleted
     Copies(One),
     /// Delete the kept copy of a disk that left the domain, for good; says what that is, and asks
@@ -118,6 +121,15 @@ struct Forget {
 }
 
 #[derive(Debug, Args)]
+struct Points {
+    #[command(flatten)]
+    one: One,
+    /// Most points that are listed
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    most: u32,
+}
+
+#[derive(Debug, Args)]
 struct DeleteCopy {
     #[command(flatten)]
     one: One,
@@ -186,6 +198,9 @@ impl Domain {
                     text.push_str(&format!("\nVM {} was not frozen: {}", vm.vm, vm.why));
                 }
                 report(&cut, text)
+            }
+            DomainCommand::Points(Points { one, most }) => {
+                recovery_points::list(&one.appliance, one.name, most as usize).await
             }
             DomainCommand::Copies(one) => copies::list(&one.appliance, &one.name).await,
             DomainCommand::DeleteCopy(DeleteCopy { one, id, yes }) => {
@@ -334,6 +349,13 @@ fn follow_text(follow: &Follow) -> String {
     let mut out = format!("{how}: landed {}; applied {}", point(&follow.landed), point(&follow.applied));
     if !follow.caught_up && follow.total_bytes > 0 {
         out += &format!("; {} of {} fetched", bytes(follow.done_bytes), bytes(follow.total_bytes));
+    }
+    if follow.log_used_bytes > 0 {
+        out += &format!(
+            "; {} of {} of the log not applied yet",
+            bytes(follow.log_used_bytes),
+            bytes(follow.log_size_bytes)
+        );
     }
     out.push('\n');
     for DiskDamage { vm, disk, ranges, bytes: lost } in &follow.damage {

@@ -4,17 +4,18 @@ use clap::{Args, Subcommand};
 
 use super::appliance_args::{ApplianceArgs, answered, confirmed, parse_pair, report};
 use super::context::Context;
-use super::plan_args::{PlanArgs, text as plan_text, told, wrong};
+use super::plan_args::{PlanArgs, read_message, text as plan_text, told, wrong};
 use super::remote_args::RemoteArgs;
 use super::report::Report;
 use super::task::{follow, text};
 use crate::control::Client;
+use crate::control::json_of;
 use crate::control::proto::{
     CancelFailoverRequest, CompleteFailoverRequest, Direction, FailoverMode, FailoverPlan, PauseFailoverRequest,
     PlanCompletionRequest, PlanCompletionResponse, PlanFailoverRequest, PlanFailoverResponse, ResumeFailoverRequest,
-    StartContinuousFailoverRequest, StartFailoverRequest, Task,
+    StartContinuousFailoverRequest, StartFailoverRequest, Task, VmsStage,
 };
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 /// Take a domain over to this site
 #[derive(Debug, Args)]
@@ -48,6 +49,9 @@ struct Plan {
     /// For a continuous failover
     #[arg(long)]
     continuous: bool,
+    /// Only print the plan, as JSON for --plan: what has no flag is added to that. The appliance is not asked
+    #[arg(long)]
+    print: bool,
     #[command(flatten)]
     appliance: ApplianceArgs,
 }
@@ -107,6 +111,16 @@ struct Complete {
     /// Network of this site for what is mapped nowhere
     #[arg(long, value_name = "NETWORK", default_value = "")]
     default_network: String,
+    /// Where VMs are placed, beside what following was started with, such as uuid=renew. Can be repeated
+    #[arg(long, value_name = "WHAT=WHERE", value_parser = parse_pair)]
+    placement: Vec<(String, String)>,
+    /// File with what of the VM settings differs from those that following was started with: the message VmsStage as JSON
+    #[arg(long, value_name = "FILE")]
+    vms: Option<std::path::PathBuf>,
+    /// Seconds that the owning site has to release the domain before the operator is asked; as following was started with
+    /// unless told
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    release_limit: u64,
     /// Leave the domain's runbook out
     #[arg(long)]
     without_runbook: bool,
@@ -141,6 +155,12 @@ impl Failover {
             FailoverCommand::Plan(args) => {
                 let mode = if args.continuous { FailoverMode::Continuous } else { FailoverMode::AsNeeded };
                 let plan = aimed(&args.plan, mode, Direction::Failover)?;
+                if args.print {
+                    let json = json_of(&plan)?;
+                    let text = serde_json::to_string_pretty(&json);
+                    let text = text.map_err(|e| Error::with_source(ErrorKind::Internal, "write a plan", e))?;
+                    return Report::new(&json, text + "\n");
+                }
                 let planned = look(&args.appliance.connect().await?, plan).await?;
                 told(&planned.findings, planned.summary.as_ref())
             }
@@ -237,10 +257,15 @@ impl Complete {
             accept_damage,
             network,
             default_network,
+            placement,
+            vms,
+            release_limit,
             without_runbook,
             remote,
             begin,
         } = self;
+        let placement: std::collections::HashMap<String, String> = placement.into_iter().collect();
+        let vms: Option<VmsStage> = vms.map(|path| read_message(&path, "VM settings", "VmsStage")).transpose()?;
         let networks: std::collections::HashMap<String, String> = network.into_iter().collect();
         let resume_remote = remote.settings(None)?;
         let client = begin.appliance.connect().await?;
@@ -253,6 +278,9 @@ impl Complete {
             networks: networks.clone(),
             default_network: default_network.clone(),
             without_runbook,
+            placement: placement.clone(),
+            vms: vms.clone(),
+            release_limit_s: release_limit,
         };
         let PlanCompletionResponse { findings, summary, confirmation_token, .. } =
             answered(client.failover().plan_completion(request).await)?;
@@ -273,6 +301,9 @@ impl Complete {
             networks,
             default_network,
             without_runbook,
+            placement,
+            vms,
+            release_limit_s: release_limit,
         };
         let task = answered(client.failover().complete_failover(request).await)?.task;
         ended(&client, task, begin.watch, context).await

@@ -44,12 +44,21 @@ pub(super) struct PlanArgs {
     /// Where VMs are placed, in the words of the hypervisor's driver. Can be repeated
     #[arg(long, value_name = "WHAT=WHERE", value_parser = parse_pair)]
     placement: Vec<(String, String)>,
+    /// Storage policy of all VMs, in the words of the hypervisor's driver
+    #[arg(long, value_name = "POLICY")]
+    storage_policy: Option<String>,
     /// Directory of the replication log; the datastore unless told
     #[arg(long, value_name = "DIR")]
     log_store: Option<String>,
     /// Size of the replication log
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     log_size: Option<u64>,
+    /// Budget for buffers
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    memory: Option<u64>,
+    /// Seconds that the owning site has to release the domain before the operator is asked; an hour unless told
+    #[arg(long, value_name = "SECONDS")]
+    release_limit: Option<u64>,
     /// Point to recover to; the newest unless told
     #[arg(long, value_name = "POINT")]
     point: Option<u64>,
@@ -91,13 +100,18 @@ impl PlanArgs {
         if let Some(network) = &self.default_network {
             vms.default_network.clone_from(network);
         }
+        if let Some(policy) = &self.storage_policy {
+            vms.storage_policy.clone_from(policy);
+        }
         let dr = plan.dr.get_or_insert_with(DrStage::default);
         if let Some(log_store) = &self.log_store {
             dr.log_store.clone_from(log_store);
         }
         dr.log_size_bytes = self.log_size.unwrap_or(dr.log_size_bytes);
+        dr.memory_bytes = self.memory.unwrap_or(dr.memory_bytes);
         let options = plan.options.get_or_insert_with(PlanOptions::default);
         options.point = self.point.or(options.point);
+        options.release_limit_s = self.release_limit.unwrap_or(options.release_limit_s);
         options.in_place |= self.in_place;
         options.accept_divergence |= self.accept_divergence;
         options.accept_damage |= self.accept_damage;

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::context::Context;
 use super::notify;
 use super::report::Report;
-use crate::control::{Settings, serve};
+use crate::control::{Settings, serve, stand_by};
 use crate::error::Result;
 
 /// Run the appliance of a site: guests' disks, the catalog, and the API, until a signal
@@ -17,6 +17,9 @@ pub(super) struct Serve {
     /// Settings of the appliance; `freshet config example` shows them all
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Serve nothing: stand by to thaw guests, should the appliance that has the other end of standard input die
+    #[arg(long, hide = true)]
+    thaw_when_alone: bool,
     /// What the file says, once it was read.
     #[arg(skip)]
     settings: Option<Settings>,
@@ -34,6 +37,10 @@ impl Serve {
             Some(settings) => settings,
             None => Settings::load(&self.config)?,
         };
+        if self.thaw_when_alone {
+            stand_by(&settings).await?;
+            return Report::new(&json!({ "event": "end" }), "ended");
+        }
         let site = settings.site.to_string();
         serve(settings, &context.cancel, |at| {
             let more = [("tcp", &at.tcp), ("metrics", &at.metrics)];

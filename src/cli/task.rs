@@ -1,5 +1,7 @@
 //! `freshet task`: long operations of an appliance, with steps, progress and history.
 
+use std::collections::HashMap;
+
 use clap::{Args, Subcommand};
 use comfy_table::Table;
 use serde_json::json;
@@ -137,7 +139,7 @@ impl Abandon {
 /// Shows a task until it has ended; its end is that of the command. A signal ends the looking, not the task.
 pub(super) async fn follow(client: &Client, id: &str, context: &Context) -> Result<Report> {
     let mut changes = answered(client.tasks().watch_task(WatchTaskRequest { id: id.to_owned() }).await)?;
-    let (mut last, mut told, mut view) = (None, String::new(), TaskView::new());
+    let (mut last, mut told, mut view) = (None, Told::default(), TaskView::new());
     loop {
         let change = tokio::select! {
             change = changes.message() => change.map_err(|status| from_status(&status))?,
@@ -164,8 +166,34 @@ pub(super) async fn follow(client: &Client, id: &str, context: &Context) -> Resu
     }
 }
 
-/// For people: a line for each step that begins or ends.
-fn show_change(task: &Shown, told: &mut String, context: &Context) -> Result<()> {
+/// What people have been shown of a task.
+#[derive(Debug, Default)]
+struct Told {
+    line: String,
+    /// The newest line of the log of each step.
+    logs: HashMap<usize, String>,
+}
+
+impl Told {
+    /// Lines of the steps' logs that have not been shown.
+    fn new_lines<'a>(&mut self, task: &'a Shown) -> Vec<&'a str> {
+        let mut lines = Vec::new();
+        for (i, step) in task.steps.iter().enumerate() {
+            let Some(newest) = step.log.last() else { continue };
+            let shown = self.logs.insert(i, newest.clone());
+            // Those that were shown may have given way to newer ones.
+            let from = shown.and_then(|shown| step.log.iter().rposition(|line| *line == shown)).map_or(0, |at| at + 1);
+            lines.extend(step.log[from..].iter().map(String::as_str));
+        }
+        lines
+    }
+}
+
+/// For people: a line for each step that begins or ends, and what steps told.
+fn show_change(task: &Shown, told: &mut Told, context: &Context) -> Result<()> {
+    for line in told.new_lines(task) {
+        context.output.event(&json!(null), &format!("    {line}"))?;
+    }
     let step = task.steps.iter().rev().find(|step| step.began.is_some());
     let line = match (step, &task.question) {
         (_, Some(question)) => format!("asks: {} [{}]", question.text, question.choices.join(", ")),
@@ -175,9 +203,9 @@ fn show_change(task: &Shown, told: &mut String, context: &Context) -> Result<()>
         }
         (None, None) => state_words(task.state()).to_owned(),
     };
-    if line != *told {
+    if line != told.line {
         context.output.event(&json!(null), &line)?;
-        *told = line;
+        told.line = line;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::appliance_args::{ApplianceArgs, answered, confirmed, report};
 use super::context::Context;
+use super::guest_list;
 use super::move_view::shown_meanwhile;
 use super::report::Report;
 use super::served_disks::parse_served_disk;
@@ -23,6 +24,8 @@ pub(super) struct Vm {
 
 #[derive(Debug, Subcommand)]
 enum VmCommand {
+    /// List the VMs of this site's hypervisor: what each has, and whether it can be protected as it is
+    List(List),
     /// Serve the disks of a VM, and capture what is written
     Protect(Protect),
     /// End the protection of a VM; its points stay recoverable
@@ -33,6 +36,15 @@ enum VmCommand {
     RemoveDisk(RemoveDisk),
     /// Open the disks of a domain before it is known who owns it, as when the storage site is away after a reboot
     Open(Open),
+}
+
+#[derive(Debug, Args)]
+struct List {
+    /// Most VMs that are listed
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    most: u32,
+    #[command(flatten)]
+    appliance: ApplianceArgs,
 }
 
 #[derive(Debug, Args)]
@@ -152,6 +164,7 @@ impl Protect {
 impl Vm {
     pub(super) async fn run(self, context: &Context) -> Result<Report> {
         match self.command {
+            VmCommand::List(List { most, appliance }) => guest_list::list(&appliance, most as usize).await,
             VmCommand::Protect(protect) => {
                 let definition = protect.definition()?;
                 let One { domain, vm, appliance } = protect.one;

@@ -113,7 +113,7 @@ impl Appliance {
             tokens: Tokens::new(settings.confirmation),
             closing,
             started: now,
-            freeze_notes: tokio::sync::Mutex::new(FreezeNotes::new(&settings.state)),
+            freeze_notes: tokio::sync::Mutex::new(FreezeNotes::new(&settings.state, settings.file.clone())),
             clock,
             catalog,
             settings,
@@ -128,7 +128,8 @@ impl Appliance {
             tracing::error!(%task, domain, "{why}");
         }
         if appliance.catalog.is_new() {
-            let detail = "the catalog is new: where there was one, add the storage sites and import the domains";
+            let detail = "the catalog is new: where there was one, add the storage sites, import the domains, and set their runbooks \
+                          again";
             appliance.note(SELF, "catalog made", "", Ok(()), detail).await;
         }
         appliance.note(SELF, "started", "", Ok(()), env!("CARGO_PKG_VERSION")).await;
@@ -355,7 +356,8 @@ fn make_private(dir: &std::path::Path) -> Result<()> {
 ///
 /// # Errors
 /// `Invalid` for settings that are wrong in themselves.
-fn hypervisor(settings: &Settings) -> Result<Arc<dyn Hypervisor>> {
+/// The driver that the settings name.
+pub(super) fn hypervisor(settings: &Settings) -> Result<Arc<dyn Hypervisor>> {
     Ok(match &settings.hypervisor {
         HypervisorSettings::Exec(exec) => Arc::new(ExecDriver::new(exec.clone())?),
         HypervisorSettings::Qemu(qemu) => Arc::new(QemuDriver::new(qemu.clone())),

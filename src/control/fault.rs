@@ -16,6 +16,10 @@ use crate::error::{Error, ErrorKind};
 pub const ERROR_DOMAIN: &str = "freshet";
 /// Longest message in bytes: details travel in trailers, which clients bound, some at 8 KiB in all.
 const MOST_MESSAGE: usize = 1500;
+/// Fields that are named, and most bytes of the name of one and of what is said of it, alone and among others.
+const MOST_FIELDS: usize = 8;
+const MOST_OF_ONE: (usize, usize) = (255, 500);
+const MOST_OF_SEVERAL: (usize, usize) = (100, 200);
 
 /// One row: the kind, its code, and what a caller does about it.
 pub const CODES: [(ErrorKind, Code, &str); 13] = [
@@ -43,7 +47,8 @@ fn row(kind: ErrorKind) -> (Code, &'static str) {
 #[derive(Debug)]
 pub(crate) struct Fault {
     error: Error,
-    field: Option<String>,
+    /// Fields that are wrong, and why.
+    fields: Vec<(String, String)>,
     domain: Option<String>,
 }
 
@@ -52,7 +57,7 @@ pub(crate) type Done<T> = std::result::Result<T, Fault>;
 
 impl From<Error> for Fault {
     fn from(error: Error) -> Fault {
-        Fault { error, field: None, domain: None }
+        Fault { error, fields: Vec::new(), domain: None }
     }
 }
 
@@ -60,8 +65,14 @@ impl Fault {
     /// A field that is wrong.
     pub(crate) fn field(field: impl Into<String>, why: impl std::fmt::Display) -> Fault {
         let field = field.into();
-        let error = Error::new(ErrorKind::Invalid, format!("field {field}: {why}"));
-        Fault { error, field: Some(field), domain: None }
+        let why = format!("field {field}: {why}");
+        let error = Error::new(ErrorKind::Invalid, why.clone());
+        Fault { error, fields: vec![(field, why)], domain: None }
+    }
+
+    /// Nothing may be done, because of these fields.
+    pub(crate) fn refused_by(why: impl Into<String>, fields: Vec<(String, String)>) -> Fault {
+        Fault { fields, ..Fault::refused(why) }
     }
 
     /// Nothing may be done.
@@ -95,10 +106,10 @@ impl Fault {
         let reason = kind.word().to_uppercase().replace('-', "_");
         let mut details = ErrorDetails::new();
         details.set_error_info(reason, ERROR_DOMAIN, metadata);
-        if let Some(mut field) = self.field {
-            cut(&mut field, 255);
-            let mut why = message.clone();
-            cut(&mut why, 500);
+        let (longest, most) = if self.fields.len() > 1 { MOST_OF_SEVERAL } else { MOST_OF_ONE };
+        for (mut field, mut why) in self.fields.into_iter().take(MOST_FIELDS) {
+            cut(&mut field, longest);
+            cut(&mut why, most);
             details.add_bad_request_violation(field, why);
         }
         Status::with_error_details(code, message, details)
@@ -161,5 +172,12 @@ mod tests {
         let details = status.get_error_details();
         assert_eq!(details.bad_request().unwrap().field_violations[0].field, "vm.disks[3].path");
         assert!(status.details().len() + status.message().len() < 4096);
+        let long = |i: usize| (format!("dr.{i}.{}", "f".repeat(500)), "w".repeat(1000));
+        let status = Fault::refused_by("w".repeat(100_000), (0..50).map(long).collect()).into_status();
+        let details = status.get_error_details();
+        let fields: Vec<_> = details.bad_request().unwrap().field_violations.iter().map(|of| &of.field[..4]).collect();
+        assert_eq!(fields, ["dr.0", "dr.1", "dr.2", "dr.3", "dr.4", "dr.5", "dr.6", "dr.7"]);
+        // Trailers carry them in base64.
+        assert!(status.details().len() * 4 / 3 + status.message().len() < 8192);
     }
 }

@@ -1,11 +1,11 @@
 //! Points at which guests' file systems are whole: frozen by the agents in the guests, cut, thawed.
 //!
 //! ```text
-//! note it durably -> freeze (at most `protect.freeze_limit`) -> cut -> thaw -> forget the note
+//! somebody stands by -> note it durably -> freeze (at most `protect.freeze_limit`) -> cut -> thaw -> forget the note
 //! ```
 //!
-//! Owns the notes of who may be frozen. Invariants: a guest is thawed whatever became of the rest, after a restart as well,
-//! and again and again until it says so; a point carries the mark only where every guest that it covers said that it was
+//! Owns the notes of who may be frozen. Invariants: a guest is thawed whatever became of the rest, by another process where
+//! this one dies, after a restart as well, and again and again until it says so; a point carries the mark only where every guest that it covers said that it was
 //! frozen, or was off, and none was frozen for longer than the limit.
 
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::MutexGuard;
 
 use super::appliance::Appliance;
+use super::thaw_guard::{ThawGuard, Turn, turn_of};
 use crate::datastore::sync_dir;
 use crate::error::{Error, ErrorKind, IoResultExt, Result, ResultExt};
 use crate::failover::World;
@@ -23,7 +24,7 @@ use crate::hypervisor::{Hypervisor, PowerState};
 use crate::ids::Name;
 
 /// Time between two tries to thaw a guest that may be frozen.
-const THAW_AGAIN: Duration = Duration::from_secs(5);
+pub(super) const THAW_AGAIN: Duration = Duration::from_secs(5);
 /// Longest wait for a point that was cut by itself.
 const WITHIN: Duration = Duration::from_secs(60);
 
@@ -49,12 +50,39 @@ enum Frozen {
 #[derive(Debug)]
 pub(crate) struct FreezeNotes {
     dir: PathBuf,
+    turn: PathBuf,
+    /// The settings of who thaws where this process dies; nobody does where there are none.
+    config: Option<PathBuf>,
+    guard: Option<ThawGuard>,
 }
 
 impl FreezeNotes {
     /// Notes below the appliance's state. Nothing is made yet.
-    pub(crate) fn new(state: &Path) -> FreezeNotes {
-        FreezeNotes { dir: state.join("frozen") }
+    pub(crate) fn new(state: &Path, config: Option<PathBuf>) -> FreezeNotes {
+        FreezeNotes { dir: state.join("frozen"), turn: turn_of(state), config, guard: None }
+    }
+
+    /// The turn to freeze, or to thaw what another process left; `None` where another one has it.
+    pub(super) async fn take_turn(&self) -> Result<Option<Turn>> {
+        Turn::take(self.turn.clone()).await
+    }
+
+    /// From now on somebody thaws all that is noted where this process dies.
+    fn be_guarded(&mut self) -> Result<()> {
+        let Some(config) = &self.config else { return Ok(()) };
+        if !self.guard.as_mut().is_some_and(ThawGuard::stands) {
+            self.guard = Some(ThawGuard::start(config)?);
+        }
+        Ok(())
+    }
+
+    /// Lets who stands by go where nobody is noted.
+    async fn stand_down(&mut self) {
+        if self.all().is_empty()
+            && let Some(guard) = self.guard.take()
+        {
+            guard.dismiss().await;
+        }
     }
 
     /// Notes that a VM may be frozen; whether that was not noted before.
@@ -75,17 +103,17 @@ impl FreezeNotes {
     }
 
     /// Who may be frozen.
-    fn all(&self) -> Vec<Name> {
+    pub(super) fn all(&self) -> Vec<Name> {
         let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().to_str().and_then(Name::from_key)).collect()
     }
 }
 
 /// Freezing and thawing at one hypervisor.
-struct Freezer<'a> {
-    hypervisor: Arc<dyn Hypervisor>,
-    notes: MutexGuard<'a, FreezeNotes>,
-    limit: Duration,
+pub(super) struct Freezer<'a> {
+    pub(super) hypervisor: Arc<dyn Hypervisor>,
+    pub(super) notes: MutexGuard<'a, FreezeNotes>,
+    pub(super) limit: Duration,
 }
 
 impl Freezer<'_> {
@@ -131,7 +159,8 @@ impl Freezer<'_> {
         }
     }
 
-    async fn thaw_all(&self) {
+    /// Thaws all that are noted, side by side.
+    pub(super) async fn thaw_all(&self) {
         futures::future::join_all(self.notes.all().iter().map(|vm| self.thaw(vm))).await;
     }
 
@@ -159,22 +188,31 @@ impl Appliance {
 
     /// Thaws guests that may be frozen: by an earlier run, one that was ended in the middle, or for want of an answer.
     pub(crate) async fn thaw_what_is_left(&self) {
-        self.freezer().await.thaw_all().await;
+        let mut freezer = self.freezer().await;
+        freezer.thaw_all().await;
+        freezer.notes.stand_down().await;
     }
 
     /// Cuts a point of a domain with its guests frozen, as far as they can be.
     ///
     /// # Errors
-    /// `Refused` where nothing is captured; what cutting says. Guests are thawed in any case.
+    /// `Refused` where nothing is captured, or another process still thaws guests; what cutting says. Guests are thawed in any
+    /// case.
     pub(crate) async fn quiesced_point(&self, domain: &Name, within: Duration) -> Result<Quiesced> {
         let hosted = self
             .hosting
             .get(domain)
             .ok_or_else(|| Error::new(ErrorKind::Refused, format!("no VM of domain {domain} is protected here")))?;
         let cut = {
-            let freezer = self.freezer().await;
+            let mut freezer = self.freezer().await;
+            let Some(_turn) = freezer.notes.take_turn().await? else {
+                let why = "guests that an appliance before this one froze are being thawed: ask again in some seconds";
+                return Err(Error::new(ErrorKind::Refused, why));
+            };
+            freezer.notes.be_guarded()?;
             let cut = hosted.cut_after(async |vms| freezer.freeze_all(vms).await).await;
             freezer.thaw_all().await;
+            freezer.notes.stand_down().await;
             cut
         };
         let (point, flags, frozen) = cut?;

@@ -5,6 +5,7 @@
 //! signal: no new calls, watches end --> calls in flight, a while --> tasks stand still --> protections drain
 //! ```
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tokio::net::UnixListener;
 use tonic::service::Routes;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
-use super::access::Gatekeeper;
+use super::access::{Gatekeeper, ROLES};
 use super::appliance::Appliance;
 use super::listen::{self, bind_tcp};
 use super::metrics;
@@ -99,7 +100,7 @@ async fn listen_and_serve(
     };
     let (health, health_service) = tonic_health::server::health_reporter();
     let routes = routes(app, health_service)?;
-    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    tell_health(&health, tonic_health::ServingStatus::Serving).await;
     let mut running = tokio::task::JoinSet::new();
     let incoming = listen::unix(listener, settings.connections, app.closing.clone());
     let end = app.closing.clone();
@@ -133,7 +134,7 @@ async fn listen_and_serve(
         () = cancel.cancelled() => Ok(()),
         Some(ended) = running.join_next() => Err(why(ended)),
     };
-    health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+    tell_health(&health, tonic_health::ServingStatus::NotServing).await;
     app.closing.cancel();
     let rest = async { while running.join_next().await.is_some() {} };
     if tokio::time::timeout(settings.stop_grace, rest).await.is_err() {
@@ -153,6 +154,15 @@ fn why(ended: std::result::Result<std::result::Result<(), tonic::transport::Erro
         Ok(Ok(())) => Error::new(ErrorKind::Internal, "the API ended by itself"),
         Ok(Err(e)) => Error::with_source(ErrorKind::Io, "serve the API", e),
         Err(e) => Error::with_source(ErrorKind::Internal, "the API panicked", e),
+    }
+}
+
+/// Of the whole, which has no name, and of each service.
+async fn tell_health(health: &tonic_health::server::HealthReporter, status: tonic_health::ServingStatus) {
+    let methods = ROLES.iter().filter_map(|(path, _)| path.strip_prefix("/freshet.v1.")?.split_once('/'));
+    let services: BTreeSet<String> = methods.map(|(service, _)| format!("freshet.v1.{service}")).collect();
+    for service in std::iter::once(String::new()).chain(services) {
+        health.set_service_status(service, status).await;
     }
 }
 

@@ -13,7 +13,7 @@ use super::damage::{damage_of, tell_damage};
 use super::looks::{Last, Look};
 use super::proto::{self, DomainMode, ProtectionStatus};
 use super::world::Seen;
-use crate::failover::{self, TaskKind, World};
+use crate::failover::{self, FailoverPlan, TaskKind, World};
 use crate::ids::{Name, Time};
 use crate::progress::Stand;
 use crate::protect::ProtectStatus;
@@ -108,11 +108,13 @@ fn follow_of(follow: &failover::FollowFacts, now: Time) -> proto::Follow {
         total_bytes: follow.done.1,
         problem: follow.problem.clone().unwrap_or_default(),
         damage: damage_of(&follow.damage),
+        log_used_bytes: follow.unapplied,
+        log_size_bytes: follow.plan.dr.log_size,
     }
 }
 
 /// The same, of what this site knows by itself.
-fn follow_seen(seen: &Seen, now: Time) -> proto::Follow {
+fn follow_seen(plan: &FailoverPlan, seen: &Seen, now: Time) -> proto::Follow {
     let point = |stand: Option<Stand>| {
         stand.map(|stand| proto::Point {
             number: stand.point.get(),
@@ -129,22 +131,15 @@ fn follow_seen(seen: &Seen, now: Time) -> proto::Follow {
         total_bytes: seen.counts.total,
         problem: seen.problem.clone().unwrap_or_default(),
         damage: damage_of(&seen.state.damage),
+        log_used_bytes: seen.state.unapplied,
+        log_size_bytes: plan.dr.log_size,
     }
 }
 
 /// Of all VMs together: the worst, but where some are recoverable it says so.
 pub(super) fn together(vms: &[proto::Vm]) -> ProtectionStatus {
-    let good = vms.iter().filter(|vm| vm.status() == ProtectionStatus::Recoverable).count();
-    match good {
-        0 => vms.first().map_or(ProtectionStatus::Unprotected, |vm| {
-            match vms.iter().find(|vm| vm.status() == ProtectionStatus::Error) {
-                Some(_) => ProtectionStatus::Error,
-                None => vm.status(),
-            }
-        }),
-        n if n == vms.len() => ProtectionStatus::Recoverable,
-        _ => ProtectionStatus::PartiallyRecoverable,
-    }
+    let each = vms.iter().filter_map(|vm| failover::VmStatus::from_word(status_words(vm.status())));
+    status_of(failover::VmStatus::of_domain(&each.collect::<Vec<_>>()).word())
 }
 
 impl Appliance {
@@ -279,8 +274,8 @@ impl Appliance {
         } else if follows {
             view.set_mode(DomainMode::ContinuousRehydrationInProgress);
         }
-        if let Some((_, seen)) = self.world.followers().seen(&record.name).filter(|_| follows) {
-            view.follow = Some(follow_seen(&seen, self.store_now(record)));
+        if let Some((plan, seen)) = self.world.followers().seen(&record.name).filter(|_| follows) {
+            view.follow = Some(follow_seen(&plan, &seen, self.store_now(record)));
         }
     }
 
@@ -323,6 +318,12 @@ impl Appliance {
         let served = !view.addresses.is_empty();
         view.vms =
             status.vms.iter().map(|vm| vm_of_status(vm, &|export| served.then(|| socket.uri(export, false)))).collect();
+        for vm in &mut view.vms {
+            let known = look.and_then(|look| look.found.catalogue.vms.iter().find(|of| of.name.as_str() == vm.name));
+            if let Some(known) = known {
+                describe(vm, known);
+            }
+        }
         view.problems.clone_from(&status.problems);
         view.observed = Some(timestamp(self.now()));
         view.capture.clone_from(&status.mode);
@@ -436,6 +437,12 @@ fn vm_of_status(vm: &crate::protect::VmStatus, uri: &dyn Fn(&str) -> Option<Stri
     }
 }
 
+/// What the definition of a VM says that was shipped with its disks.
+fn describe(vm: &mut proto::Vm, shipped: &crate::format::VmInfo) {
+    (vm.cpus, vm.memory_bytes) = (shipped.shape.cpus, shipped.shape.memory_bytes);
+    vm.definition_kind.clone_from(&shipped.definition_kind);
+}
+
 /// What would be lost of the VM that would lose most; `None` where one of them has no point.
 fn worst_rpo(vms: &[proto::Vm]) -> Option<u64> {
     vms.iter().map(|vm| vm.rpo_ms).collect::<Option<Vec<u64>>>()?.into_iter().max()
@@ -455,17 +462,16 @@ pub(crate) fn vms_of_summary(summary: &DomainSummary, now: Time) -> Vec<proto::V
             size_bytes: disk.size,
             ..proto::Disk::default()
         });
-        proto::Vm {
+        let mut told = proto::Vm {
             name: vm.name.to_string(),
             status: status.into(),
             disks: disks.collect(),
             point: point.map(|point| point.at.segment.get()),
             rpo_ms: point.map(|point| now.millis_since(point.time)),
-            cpus: vm.shape.cpus,
-            memory_bytes: vm.shape.memory_bytes,
-            definition_kind: vm.definition_kind.clone(),
-            r#move: None,
-        }
+            ..proto::Vm::default()
+        };
+        describe(&mut told, vm);
+        told
     });
     vms.collect()
 }

@@ -39,6 +39,45 @@ pub struct HandOverRequest {
     pub refused: Option<String>,
     /// The site that asked does not want it any more. Told as long as a refusal.
     pub withdrawn: bool,
+    /// What the owner does about it, where it has said; only the site that asked is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub underway: Option<Underway>,
+}
+
+/// How far a hand-over is at the site that gives the domain away, for the site that waits for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Underway {
+    /// What it does.
+    pub doing: Doing,
+    /// That in its words.
+    pub what: String,
+}
+
+/// What a site does that hands a domain over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Doing {
+    /// Guests run on until little is left to be shipped.
+    ShipAhead,
+    /// Guests are being shut down.
+    ShutDown,
+    /// Its operator is asked.
+    Ask,
+    /// What guests wrote last is being shipped.
+    Ship,
+}
+
+impl Doing {
+    /// In a few words, for who waits.
+    pub fn stage(self) -> &'static str {
+        match self {
+            Doing::ShipAhead => "the other site ships ahead",
+            Doing::ShutDown => "the other site shuts guests down",
+            Doing::Ask => "the other site asks its operator",
+            Doing::Ship => "the other site ships what is left",
+        }
+    }
 }
 
 /// A point.
@@ -105,11 +144,14 @@ pub struct FollowFacts {
     pub applied: Option<PointFacts>,
     /// All live bytes of the base are here: from now on only new segments are fetched.
     pub caught_up: bool,
-    /// Bytes done of the base, and in all.
+    /// Bytes done of the base, and in all; what came after it is counted as it comes.
     pub done: (u64, u64),
     /// The same for each disk.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskBytes>,
+    /// Bytes of the log that are not applied yet.
+    #[serde(default)]
+    pub unapplied: u64,
     /// What could not be had, disk by disk; empty where all could.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damage: Vec<DiskDamage>,
@@ -131,7 +173,7 @@ pub struct DomainFacts {
     pub domain: Name,
     /// This site.
     pub site: Name,
-    /// The site that the domain is at home at: that of its first claim, unless an operator said otherwise.
+    /// The site that the domain is at home at: that of its first claim.
     pub home: Name,
     /// Who may write it.
     pub owner: Owner,
@@ -145,6 +187,9 @@ pub struct DomainFacts {
     pub vms: Vec<VmFacts>,
     /// A protection of this site serves and captures it now.
     pub protecting: bool,
+    /// Bytes of segments that it has cut and not shipped yet.
+    #[serde(default)]
+    pub unshipped: u64,
     /// Its disks at this site.
     pub disks: LocalDisks,
     /// How disks at this site follow it, where they do.

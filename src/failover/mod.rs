@@ -57,7 +57,7 @@ mod world;
 pub(crate) use engine::Meter;
 pub use engine::{Engine, EngineSettings, JOURNAL_ATTEMPTS, Planned, Recovered, replay};
 pub use event::{ENTRY_VERSION, Entry, Event, MAX_ENTRY_LEN, Outcome};
-pub use facts::{DomainFacts, FollowFacts, HandOverRequest, LocalDisks, Owner, PointFacts, VmFacts};
+pub use facts::{Doing, DomainFacts, FollowFacts, HandOverRequest, LocalDisks, Owner, PointFacts, Underway, VmFacts};
 pub use finding::{Finding, Severity, Stage};
 pub(crate) use journal::began_another;
 pub use journal::{Abandoned, Journal, Kept, MemoryJournal, Once};

@@ -69,11 +69,18 @@ pub(super) fn completing(begun: &FailoverPlan, complete: &Complete) -> FailoverP
     if !complete.default_network.is_empty() {
         plan.vms.default_network.clone_from(&complete.default_network);
     }
+    if !complete.storage_policy.is_empty() {
+        plan.vms.storage_policy.clone_from(&complete.storage_policy);
+    }
+    plan.vms.vms.extend(complete.vms.clone());
+    plan.failover.placement.extend(complete.placement.clone());
     let options = &mut plan.options;
     options.point = complete.point;
     options.accept_loss = complete.accept_loss;
     options.from = complete.from.clone();
-    options.accept_damage |= complete.accept_damage;
+    // Of the damage that is there now: what was accepted when following began was another one's.
+    options.accept_damage = complete.accept_damage;
+    options.release_limit_seconds = complete.release_limit_seconds.unwrap_or(options.release_limit_seconds);
     options.resume_remote = complete.resume_remote.clone();
     if let Some(runbook) = &complete.runbook {
         options.runbook = Some(runbook.clone());

@@ -119,7 +119,7 @@ pub struct DrSettings {
     pub appliance: String,
     /// Directory of the replication log.
     pub log_store: PathBuf,
-    /// Size of the replication log in bytes.
+    /// Size of the replication log in bytes. In settings for another site 0 is that site's setting, as of `memory`.
     pub log_size: u64,
     /// Room for maps and bitmaps in bytes.
     pub metadata_size: u64,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::plan::{FailoverPlan, PointChoice, RemoteSettings};
+use super::plan::{FailoverPlan, PointChoice, RemoteSettings, VmSetting};
 use super::runbook::Runbook;
 use super::task::{Choice, Completion, TaskKind};
 use crate::ids::Name;
@@ -42,6 +42,40 @@ pub struct Complete {
     /// Network of this site for what is mapped nowhere; the plan's where empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub default_network: String,
+    /// Where VMs are placed, beside what the plan says and before it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub placement: BTreeMap<String, String>,
+    /// Storage policy of all VMs; the plan's where empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub storage_policy: String,
+    /// What differs VM by VM, each in the place of what the plan says of it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub vms: BTreeMap<Name, VmSetting>,
+    /// Seconds that the owner has to release the domain; the plan's where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release_limit_seconds: Option<u64>,
+}
+
+impl Complete {
+    /// As the plan that following was started with says, and nothing accepted.
+    pub fn new(domain: Name, how: Completion) -> Complete {
+        Complete {
+            domain,
+            how,
+            point: PointChoice::Newest,
+            accept_loss: false,
+            from: None,
+            accept_damage: false,
+            resume_remote: None,
+            runbook: None,
+            networks: BTreeMap::new(),
+            default_network: String::new(),
+            placement: BTreeMap::new(),
+            storage_policy: String::new(),
+            vms: BTreeMap::new(),
+            release_limit_seconds: None,
+        }
+    }
 }
 
 /// How the owner hands a domain over.

@@ -109,7 +109,7 @@ impl FailoverPlan {
             uncovered: facts.map(uncovered).filter(|_| takes && !self.failover.planned && !free).unwrap_or_default(),
             overwritten: facts.and_then(|facts| overwritten(facts.disks)).filter(|_| act == Act::Start),
             damage: survey.damage.clone(),
-            remote_conditions: self.remote_conditions(facts.map(|f| &f.owner.site)),
+            remote_conditions: self.remote_conditions(facts.map(|f| &f.owner.site), act),
             addressing: self.told_addresses(survey),
             starting: self.told_order(survey),
         }
@@ -144,16 +144,18 @@ impl FailoverPlan {
         told
     }
 
-    fn remote_conditions(&self, owner: Option<&Name>) -> Vec<String> {
-        let Some(remote) = &self.options.resume_remote else { return Vec::new() };
+    fn remote_conditions(&self, owner: Option<&Name>, act: Act) -> Vec<String> {
+        let Some(remote) = self.options.resume_remote.as_ref().filter(|_| self.takes_over(act)) else {
+            return Vec::new();
+        };
+        let log = match remote.dr.log_size {
+            0 => "room for as large a replication log as its settings say".to_owned(),
+            bytes => format!("{bytes} bytes for a replication log"),
+        };
         let site = owner.map_or_else(|| "the other site".to_owned(), |s| format!("site {s}"));
         vec![
             format!("{site} keeps its disks of the domain: they become the ones that follow, in place"),
-            format!(
-                "{site} has {} bytes for a replication log in {}, and nothing else uses it",
-                remote.dr.log_size,
-                remote.dr.log_store.display()
-            ),
+            format!("{site} has {log} in {}, and nothing else uses it", remote.dr.log_store.display()),
             format!("{site} has all networks that the settings map to"),
             format!("{site} checks this before it hands the domain over, and refuses with the reason otherwise"),
         ]

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::facts::{DomainFacts, FollowFacts, LocalDisks, VmFacts};
 use super::finding::{Finding, Severity, Stage};
-use super::plan::{Direction, DrSettings, FailoverMode, FailoverPlan};
+use super::plan::{Direction, DrSettings, FailoverMode, FailoverPlan, PointChoice};
 use super::runbook::Runbook;
 use super::runbook_check::{MAX_ENTRIES, MAX_TEXT, absurd_resources};
 use super::shape;
@@ -62,7 +62,7 @@ impl FailoverPlan {
     }
 
     /// The domain will belong to this site when the task is done.
-    fn takes_over(&self, act: Act) -> bool {
+    pub(super) fn takes_over(&self, act: Act) -> bool {
         match act {
             Act::Start => self.general.mode == FailoverMode::AsNeeded,
             Act::Complete => true,
@@ -532,16 +532,36 @@ impl Check<'_> {
             let remedy = "copy what is needed, then accept that it is overwritten";
             self.error(Stage::Options, "accept_divergence", text, remedy);
         }
+        if self.act == Act::Start && !self.plan.takes_over(self.act) {
+            self.said_too_early();
+            return;
+        }
         if let Some(remote) = &options.resume_remote {
             if !self.plan.failover.planned {
                 let text = "only a planned failover can ask the other site for something";
                 self.error(Stage::Options, "resume_remote", text, "choose a planned one, or leave it out");
             }
-            let absurd = [remote.dr.log_size, remote.dr.memory].contains(&0);
-            if absurd || !is_plain(&remote.failover.datastore) || !is_plain(&remote.dr.log_store) {
-                let text = "its sizes must not be 0, its directories must be absolute";
+            if !is_plain(&remote.failover.datastore) || !is_plain(&remote.dr.log_store) {
+                let text = "its directories must be absolute";
                 self.error(Stage::Options, "resume_remote", text, "correct the settings for the other site");
             }
+        }
+    }
+}
+
+impl Check<'_> {
+    /// What is decided when a continuous failover is completed, and is not kept until then.
+    fn said_too_early(&mut self) {
+        let plan = self.plan;
+        let said = [
+            (Stage::Failover, "planned", plan.failover.planned),
+            (Stage::Options, "point", plan.options.point != PointChoice::Newest),
+            (Stage::Options, "resume_remote", plan.options.resume_remote.is_some()),
+            (Stage::Options, "accept_damage", plan.options.accept_damage),
+        ];
+        for (stage, field, _) in said.into_iter().filter(|(.., said)| *said) {
+            let text = "is decided when this is completed, and is not kept until then";
+            self.warning(stage, field, text, "say it again to the completion");
         }
     }
 }

@@ -145,9 +145,16 @@ impl VmStatus {
         VmStatus::ALL.into_iter().find(|status| status.word() == word)
     }
 
+    /// It is protected, and the newest point does not cover it: that it comes to be covered can be waited for.
+    pub fn is_behind(self) -> bool {
+        !matches!(self, VmStatus::Recoverable | VmStatus::Unprotected)
+    }
+
     /// The status of a domain with VMs of these statuses: the one that all have; `Partially Recoverable` where only
-    /// some are recoverable; else the worst. `Unprotected` where there are none.
+    /// some are recoverable; else the worst. Those that are not protected count for nothing; `Unprotected` where there are no
+    /// others.
     pub fn of_domain(vms: &[VmStatus]) -> VmStatus {
+        let vms: Vec<VmStatus> = vms.iter().copied().filter(|status| *status != VmStatus::Unprotected).collect();
         let recoverable = vms.iter().filter(|s| **s == VmStatus::Recoverable).count();
         if recoverable > 0 {
             return match recoverable == vms.len() {

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::facts::{DomainFacts, HandOverRequest};
+use super::facts::{DomainFacts, HandOverRequest, Underway};
 use super::plan::{FailoverPlan, PointChoice, RemoteSettings};
 use super::survey::Survey;
 use crate::cancel::Cancel;
@@ -123,6 +123,10 @@ pub trait World: Send + Sync {
 
     /// The settings that the site `from`, which asks for the domain, left for this one.
     async fn remote_settings(&self, domain: &Name, from: &Name) -> Result<Option<RemoteSettings>>;
+
+    /// Tells the site that asks for the domain how far this one is with handing it over. It is a help only: where it cannot
+    /// be told, nothing else changes.
+    async fn tell_underway(&self, domain: &Name, underway: &Underway);
 
     /// Asks the owner for the domain. Not repeated while a request of this site stands.
     async fn request(&self, domain: &Name) -> Result<()>;

@@ -155,11 +155,16 @@ pub(super) fn requests(site: &StorageSite, seconds: u64) -> Requests {
     Requests { puts: counters.puts, gets: counters.gets + counters.heads, lists: counters.lists, seconds }
 }
 
-/// A VM is recoverable where the newest point covers it and nothing was missed since; else it is synced for the first time, or again.
+/// A VM is recoverable where the newest point covers it and nothing was missed since; else it is synced for the first time, or
+/// again. One that the domain has, and of which nothing is served here, as after a failover that it took no part in, is not
+/// protected.
 fn vm_status(vm: VmId, covered: bool, disks: &[Arc<ProtectedDisk>], pipeline: Option<&Pipeline>) -> &'static str {
     let own = || disks.iter().filter(|disk| disk.index_disk().vm == vm);
     if own().any(|disk| disk.backing().failure().is_some()) {
         return "Error";
+    }
+    if own().next().is_none() {
+        return UNPROTECTED;
     }
     match pipeline {
         None => "Initializing",
@@ -169,7 +174,12 @@ fn vm_status(vm: VmId, covered: bool, disks: &[Arc<ProtectedDisk>], pipeline: Op
     }
 }
 
+/// The status of a VM of which nothing is served.
+const UNPROTECTED: &str = "Unprotected";
+
+/// Of the VMs that are protected here.
 fn domain_status(mode: CaptureMode, vms: &[VmStatus]) -> &'static str {
+    let vms: Vec<&VmStatus> = vms.iter().filter(|vm| vm.status != UNPROTECTED).collect();
     let recoverable = vms.iter().filter(|vm| vm.status == "Recoverable").count();
     match mode {
         CaptureMode::Fenced => "Fenced",

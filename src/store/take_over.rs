@@ -146,7 +146,10 @@ impl Domain {
     }
 
     /// Number and bytes of the segments after `base` that count or could be inherited.
-    async fn after(&self, base: SegmentRef) -> Result<(u64, u64)> {
+    ///
+    /// # Errors
+    /// What the storage site says.
+    pub(crate) async fn after(&self, base: SegmentRef) -> Result<(u64, u64)> {
         let (mut segments, mut bytes) = (0, 0);
         for generation in self.ownership().generations() {
             if generation.base.is_none() || generation.generation < base.generation {

@@ -44,7 +44,9 @@ fn damage_of_disks_that_follow_is_told_and_must_be_accepted_until_a_later_point_
     first.ask(&["domain", "point", "d"]);
     damage_object_with(&place.path("store/d/segments"), &written[..64]);
     let there = second.datastore();
-    second.task(&["failover", "continuous", "d", "--datastore", &there, "--log-size", "256MiB", "--yes", "d"]);
+    // What is accepted now is not what is there when it is completed.
+    let follow = ["failover", "continuous", "d", "--datastore", &there, "--log-size", "256MiB", "--yes", "d"];
+    second.task(&[&follow[..], &["--accept-damage"]].concat());
 
     let shown = second.appliance.until("d", "damage", |shown| shown["status"] == "PROTECTION_STATUS_ERROR");
     assert_eq!(shown["vms"][0]["status"], "PROTECTION_STATUS_ERROR", "{shown:#}");

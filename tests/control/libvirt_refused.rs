@@ -62,6 +62,13 @@ fn what_cannot_follow_its_disks_is_refused_and_nothing_of_it_is_protected() {
     assert!(told.contains("was plugged or unplugged for as long as it runs"), "{told}");
     assert!(!site.libvirt.virsh(&["domblklist", "plug"]).contains("plug/vd"));
 
+    // All of them are told, with what each has and why it would not be taken.
+    let listed = site.ask(&["vm", "list"]);
+    let of = |name: &str| listed["guests"].as_array().unwrap().iter().find(|of| of["name"] == name).unwrap().clone();
+    assert!(of("passed")["not_taken"].to_string().contains("passed through"), "{listed:#}");
+    let plug = of("plug");
+    assert!(plug["running"] == true && plug["not_taken"].to_string().contains("plugged"), "{plug:#}");
+
     let shown = site.ask(&["domain", "show", "d"]);
     assert!(shown["vms"].as_array().is_none_or(Vec::is_empty), "{shown:#}");
     assert!(!place.path("first-state/images").exists(), "no image was made for them");
@@ -69,7 +76,17 @@ fn what_cannot_follow_its_disks_is_refused_and_nothing_of_it_is_protected() {
     // A medium in a drive is no reason, and is told.
     let drive = drive(&image("install.iso"));
     site.libvirt.define(&vm("desk", None, &(file_disk("vda", &image("desk"), "raw") + &drive)));
+    let desk = site.ask(&["vm", "list"])["guests"].as_array().unwrap().iter().find(|of| of["name"] == "desk").cloned();
+    let desk = desk.unwrap();
+    assert!(desk["not_taken"].as_str().is_none_or(str::is_empty), "{desk:#}");
+    assert_eq!(
+        (&desk["cpus"], &desk["disks"][0]["name"], &desk["firmware"]),
+        (&1.into(), &"vda".into(), &"bios".into())
+    );
+    assert!(desk["left_behind"].to_string().contains("cdrom sda"), "{desk:#}");
     site.ask(&["vm", "protect", "d", "desk"]);
+    let listed = site.ask(&["vm", "list", "--most", "1000"]).to_string();
+    assert!(listed.contains(r#""domains":["d"]"#), "{listed}");
     let events = site.ask(&["event", "list", "--subject", "d"]).to_string();
     assert!(events.contains("VM desk: the medium in cdrom sda stays here"), "{events}");
     site.appliance.until_recoverable("d");

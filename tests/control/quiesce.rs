@@ -70,6 +70,42 @@ impl Site {
     }
 }
 
+impl Site {
+    /// Processes that stand by to thaw guests of this site.
+    fn guards(&self) -> Vec<rustix::process::Pid> {
+        let (flag, place) = ("--thaw-when-alone", self.place.path("first.toml").display().to_string());
+        let pids = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).filter(|pid| {
+            let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let arguments = String::from_utf8_lossy(&arguments).into_owned();
+            arguments.contains(flag) && arguments.contains(&place)
+        });
+        pids.filter_map(rustix::process::Pid::from_raw).collect()
+    }
+
+    /// Kills them; how many there were.
+    fn kill_guards(&self) -> usize {
+        let guards = self.guards();
+        for guard in &guards {
+            let _ = rustix::process::kill_process(*guard, rustix::process::Signal::KILL);
+        }
+        until("their end", || self.guards().is_empty());
+        guards.len()
+    }
+
+    fn nobody_is_noted(&self) -> bool {
+        std::fs::read_dir(self.place.path("first-state/frozen")).unwrap().next().is_none()
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        for guard in self.guards() {
+            let _ = rustix::process::kill_process(guard, rustix::process::Signal::KILL);
+        }
+    }
+}
+
 fn until(what: &str, is: impl Fn() -> bool) {
     let began = Instant::now();
     while !is() {
@@ -139,12 +175,33 @@ fn points_are_cut_so_by_themselves_and_who_could_not_be_thawed_is_thawed_after_a
     first.protect(&site.place, &site.place.image("root"));
     until("a frozen guest", || site.file("guest").trim() == "frozen");
     first.kill();
+    // Who stands by is killed, too: as where the host lost its power.
+    assert_eq!(site.kill_guards(), 1);
     site.unsay("deaf");
     let before = site.freezing().len();
     let first = site.start("");
     until("a thawed guest", || site.file("guest").trim() == "thawed");
     assert_eq!(site.freezing()[before..], ["thaw"]);
     // Nobody is noted any more.
-    until("its note gone", || std::fs::read_dir(site.place.path("first-state/frozen")).unwrap().next().is_none());
+    until("its note gone", || site.nobody_is_noted());
     assert!(first.stop().success());
+}
+
+#[test]
+fn an_appliance_that_dies_leaves_no_guest_frozen() {
+    let site = Site::new();
+    let first = site.start("");
+    first.protect(&site.place, &site.place.image("root"));
+    first.until_recoverable("d");
+    // Nobody stands by where nobody is frozen.
+    first.ask(&["domain", "point", "d", "--quiesce"]).good();
+    assert_eq!(site.kill_guards(), 0);
+    site.say("deaf");
+    first.ask(&["domain", "point", "d", "--quiesce"]).good();
+    assert_eq!(site.file("guest").trim(), "frozen");
+    first.kill();
+    site.unsay("deaf");
+    until("a thawed guest", || site.file("guest").trim() == "thawed");
+    until("its note gone", || site.nobody_is_noted());
+    until("nobody who stands by", || site.guards().is_empty());
 }

@@ -16,6 +16,18 @@ fn left_behind(estate: &Estate) -> BTreeSet<String> {
         let names = names.map(|path| path.strip_prefix(&root).unwrap().display().to_string());
         found.extend(names.filter(|name| !name.ends_with("-wal") && !name.ends_with("-shm")));
     }
+    // Objects of the storage site by their kinds, and VMs of hypervisors.
+    let kind = |path: std::path::PathBuf| {
+        let name = path.strip_prefix(&root).unwrap().display().to_string();
+        // Behind the `@` the server has what it draws anew at each write.
+        let key = name.split('@').next().unwrap_or_default();
+        key.split('+').take(3).collect::<Vec<_>>().join("/")
+    };
+    found.extend(files(&root.join("store")).into_iter().map(kind));
+    for site in ["first-hypervisor", "second-hypervisor"] {
+        let vms = files(&root.join(site)).into_iter().map(kind).filter(|name| name.contains("/vm-"));
+        found.extend(vms);
+    }
     found
 }
 

@@ -22,6 +22,8 @@ pub(crate) struct Place {
     pub(crate) dir: tempfile::TempDir,
     /// URL of the storage site where it is no directory.
     pub(crate) store: Option<String>,
+    /// More settings of the table `protect`.
+    pub(crate) protect: String,
     /// Networks in which the appliances of sites run, where they have one of their own.
     pub(crate) networks: BTreeMap<String, Namespace>,
 }
@@ -30,7 +32,7 @@ impl Place {
     pub(crate) fn new() -> Place {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("store")).unwrap();
-        Place { dir, store: None, networks: BTreeMap::new() }
+        Place { dir, store: None, protect: String::new(), networks: BTreeMap::new() }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -60,9 +62,10 @@ impl Place {
         let at = |what: &str| self.path(&format!("{site}-{what}")).display().to_string();
         let text = format!(
             "site = \"{site}\"\nstate = \"{}\"\n[protect]\nsocket_dir = \"{}\"\nmemory = \"128MiB\"\nlog_size = \"64MiB\"\nconnections = 16\n\
-             segment_age = \"50ms\"\n[stores]\nlook_every = \"1s\"\n[listen]\nsocket = \"{}\"\n{more}",
+             segment_age = \"50ms\"\n{}[stores]\nlook_every = \"1s\"\n[listen]\nsocket = \"{}\"\n{more}",
             at("state"),
             at("nbd"),
+            self.protect,
             at("api.sock"),
         );
         let path = self.path(&format!("{site}.toml"));

@@ -43,7 +43,7 @@ fn failover_stage(at: &str, stage: Option<&proto::FailoverStage>) -> Done<Failov
     })
 }
 
-fn vms_stage(at: &str, stage: Option<&proto::VmsStage>) -> Done<VmSettings> {
+pub(super) fn vms_stage(at: &str, stage: Option<&proto::VmsStage>) -> Done<VmSettings> {
     let Some(stage) = stage else { return Ok(VmSettings::default()) };
     if stage.vms.len() > MOST_ENTRIES {
         return Err(Fault::field(at, format!("{} VMs, at most {MOST_ENTRIES}", stage.vms.len())));
@@ -80,33 +80,23 @@ fn networks_stage(at: &str, stage: Option<&proto::ApplianceNetworksStage>) -> Do
     })
 }
 
-/// What is left out follows the settings of this site; of another site's nothing is known but its datastore.
-fn dr_stage(
-    at: &str,
-    stage: Option<&proto::DrStage>,
-    datastore: &std::path::Path,
-    settings: &Settings,
-) -> Done<DrSettings> {
+/// Sizes that are left out are 0: they are those of the settings of the site that it is for.
+fn dr_stage(at: &str, stage: Option<&proto::DrStage>, datastore: &std::path::Path) -> Done<DrSettings> {
     let stage = stage.cloned().unwrap_or_default();
-    let or = |asked: u64, usual: u64| if asked == 0 { usual } else { asked };
     Ok(DrSettings {
         appliance: word(&format!("{at}.appliance"), &stage.appliance)?,
         log_store: match stage.log_store.as_str() {
             "" => datastore.to_owned(),
             text => fields::path(&format!("{at}.log_store"), text)?,
         },
-        log_size: or(stage.log_size_bytes, settings.protect.log_size),
+        log_size: stage.log_size_bytes,
         metadata_size: stage.metadata_size_bytes,
-        memory: or(stage.memory_bytes, settings.protect.memory),
+        memory: stage.memory_bytes,
     })
 }
 
 /// Settings for the other site.
-pub(super) fn remote(
-    at: &str,
-    sent: Option<&proto::RemoteSettings>,
-    settings: &Settings,
-) -> Done<Option<RemoteSettings>> {
+pub(super) fn remote(at: &str, sent: Option<&proto::RemoteSettings>) -> Done<Option<RemoteSettings>> {
     let Some(sent) = sent else { return Ok(None) };
     let failover = failover_stage(&format!("{at}.failover"), sent.failover.as_ref())?;
     let runbook: Option<Runbook> = match sent.runbook.as_str() {
@@ -118,7 +108,7 @@ pub(super) fn remote(
     Ok(Some(RemoteSettings {
         vms: vms_stage(&format!("{at}.vms"), sent.vms.as_ref())?,
         appliance_networks: networks_stage(&format!("{at}.appliance_networks"), sent.appliance_networks.as_ref())?,
-        dr: dr_stage(&format!("{at}.dr"), sent.dr.as_ref(), &failover.datastore, settings)?,
+        dr: dr_stage(&format!("{at}.dr"), sent.dr.as_ref(), &failover.datastore)?,
         failover,
         runbook,
     }))
@@ -178,7 +168,7 @@ pub(super) fn plan(
         },
         vms: vms_stage("plan.vms", sent.vms.as_ref())?,
         appliance_networks: networks_stage("plan.appliance_networks", sent.appliance_networks.as_ref())?,
-        dr: dr_stage("plan.dr", sent.dr.as_ref(), &failover.datastore, settings)?,
+        dr: settings.sized(dr_stage("plan.dr", sent.dr.as_ref(), &failover.datastore)?),
         failover,
         options: Options {
             point: point("plan.options.point", options.point)?,
@@ -187,7 +177,7 @@ pub(super) fn plan(
             accept_damage: options.accept_damage,
             in_place: options.in_place,
             accept_divergence: options.accept_divergence,
-            resume_remote: remote("plan.options.resume_remote", options.resume_remote.as_ref(), settings)?,
+            resume_remote: remote("plan.options.resume_remote", options.resume_remote.as_ref())?,
             runbook: None,
             release_limit_seconds: match options.release_limit_s {
                 0 => DEFAULT_RELEASE_LIMIT,

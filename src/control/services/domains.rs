@@ -219,6 +219,13 @@ impl DomainService for Services {
         Ok(Response::new(point.await?))
     }
 
+    async fn list_points(&self, request: Request<ListPointsRequest>) -> Result<Response<ListPointsResponse>, Status> {
+        let asked = request.into_inner();
+        let domain = asked.domain.clone();
+        let told = super::points::list(&self.app, asked).await;
+        Ok(Response::new(told.map_err(|fault| fault.about(&domain))?))
+    }
+
     async fn list_kept_copies(
         &self,
         request: Request<ListKeptCopiesRequest>,

@@ -89,6 +89,9 @@ impl FailoverService for Services {
                 networks: asked.networks,
                 default_network: asked.default_network,
                 without_runbook: asked.without_runbook,
+                placement: asked.placement,
+                vms: asked.vms,
+                release_limit_s: asked.release_limit_s,
                 ..CompleteFailoverRequest::default()
             },
         );
@@ -292,17 +295,25 @@ async fn completing(app: &Appliance, asked: CompleteFailoverRequest) -> Done<Wis
             "is for a planned completion: a forced one asks nothing of the old site",
         ));
     }
+    let vms = convert::vms_stage("vms", asked.vms.as_ref())?;
+    let mut networks = vms.networks;
+    networks.extend(convert::words("networks", &asked.networks)?);
+    let default_network = match asked.default_network.as_str() {
+        "" => vms.default_network,
+        network => convert::word("default_network", network)?,
+    };
     Ok(Wish::Complete(Box::new(Complete {
-        how: if asked.planned { Completion::Planned } else { Completion::Forced },
         point: convert::point("point", asked.point)?,
-        accept_loss: false,
-        from: None,
         accept_damage: asked.accept_damage,
-        resume_remote: convert::remote("resume_remote", asked.resume_remote.as_ref(), &app.settings)?,
+        resume_remote: convert::remote("resume_remote", asked.resume_remote.as_ref())?,
         runbook: completing_by(app, &domain, asked.without_runbook).await?,
-        networks: convert::words("networks", &asked.networks)?,
-        default_network: convert::word("default_network", &asked.default_network)?,
-        domain,
+        networks,
+        default_network,
+        placement: convert::words("placement", &asked.placement)?,
+        storage_policy: vms.storage_policy,
+        vms: vms.vms,
+        release_limit_seconds: Some(asked.release_limit_s).filter(|seconds| *seconds > 0),
+        ..Complete::new(domain.clone(), if asked.planned { Completion::Planned } else { Completion::Forced })
     })))
 }
 
@@ -412,14 +423,13 @@ async fn begin(app: &Arc<Appliance>, caller: &Caller, asked: Asked) -> Done<prot
         return Ok(convert::task(&known));
     }
     let planned = engine.plan(&accepting(&wish, None)).await?;
-    let wrong: Vec<String> =
-        planned.findings.iter().filter(|found| found.severity == Grave::Error).map(ToString::to_string).collect();
+    let wrong: Vec<&failover::Finding> =
+        planned.findings.iter().filter(|found| found.severity == Grave::Error).collect();
     if !wrong.is_empty() {
-        return Err(Fault::refused(format!(
-            "{} findings keep it from being started:\n  {}",
-            wrong.len(),
-            wrong.join("\n  ")
-        )));
+        let words: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+        let why = format!("{} findings keep it from being started:\n  {}", wrong.len(), words.join("\n  "));
+        let field = |found: &&failover::Finding| format!("{}.{}", found.stage.word(), found.field);
+        return Err(Fault::refused_by(why, wrong.iter().map(field).zip(words).collect()));
     }
     let wish = match (planned.summary.loses(), &planned.summary.overwritten) {
         (false, _) => wish,

@@ -8,6 +8,8 @@ mod erase;
 mod events;
 mod failover;
 mod fields;
+mod guests;
+mod points;
 mod runbooks;
 mod site;
 mod stores;

@@ -26,6 +26,10 @@ use crate::ids::Name;
 
 #[tonic::async_trait]
 impl VmService for Services {
+    async fn list_guests(&self, request: Request<ListGuestsRequest>) -> Result<Response<ListGuestsResponse>, Status> {
+        Ok(Response::new(super::guests::list(&self.app, &request.into_inner()).await?))
+    }
+
     async fn protect_vm(&self, request: Request<ProtectVmRequest>) -> Result<Response<ProtectVmResponse>, Status> {
         let caller = caller(request.extensions())?;
         let (app, asked, who) = (Arc::clone(&self.app), request.into_inner(), caller.clone());

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use crate::datastore::EngineKind;
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
-use crate::failover::FailoverPlan;
+use crate::failover::{DrSettings, FailoverPlan};
 use crate::ids::Name;
 use crate::nbd::{CacheMode, Listen, TlsIdentity};
 use crate::protect::{FencedPolicy, ProtectRequest};
@@ -123,6 +123,8 @@ pub struct ProtectSettings {
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// The file that they were read from, absolute; `None` where they are none's.
+    pub file: Option<PathBuf>,
     /// Name of this site.
     pub site: Name,
     /// Directory of the catalog and of what protections remember.
@@ -187,7 +189,8 @@ impl Settings {
             return Err(Error::new(ErrorKind::Invalid, why));
         }
         let text = std::fs::read_to_string(path).io_context(what)?;
-        Settings::parse(&text).map_err(|e| e.while_doing(what()))
+        let settings = Settings::parse(&text).map_err(|e| e.while_doing(what()))?;
+        Ok(Settings { file: Some(std::path::absolute(path).io_context(what)?), ..settings })
     }
 
     /// From the text of the file.
@@ -224,6 +227,7 @@ impl Settings {
             _ => None,
         };
         let settings = Settings {
+            file: None,
             site: Name::new(values.text("site")?).ok()?,
             logs_json: values.text("log.format") == Some("json"),
             socket: values.path("listen.socket")?,
@@ -309,6 +313,16 @@ impl Settings {
     /// than the setting, which this site's memory was measured by.
     pub(crate) fn protect_log_size(&self, plan: &FailoverPlan) -> u64 {
         self.protect.log_size.max(plan.dr.log_size)
+    }
+
+    /// `dr` with the sizes of this site where it says none.
+    pub(crate) fn sized(&self, dr: DrSettings) -> DrSettings {
+        let or = |asked: u64, usual: u64| if asked == 0 { usual } else { asked };
+        DrSettings {
+            log_size: or(dr.log_size, self.protect.log_size),
+            memory: or(dr.memory, self.protect.memory),
+            ..dr
+        }
     }
 
     /// Where the image of a disk is made that cannot be served as it is: the first name that is free.

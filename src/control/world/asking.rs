@@ -1,4 +1,5 @@
-//! What two sites tell each other about handing a domain over: who asks, with which settings, and why it is turned down.
+//! What two sites tell each other about handing a domain over: who asks, with which settings, how far the owner is, and why
+//! it is turned down.
 //!
 //! The ownership log has who asks and that it was turned down; words of a site travel beside it, as recovery settings, and
 //! are a help only: where they cannot be left or read, the answer stands all the same. Invariant: the words of an answer are
@@ -8,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::SiteWorld;
 use crate::error::{Error, ErrorKind, Result};
-use crate::failover::{HandOverRequest, RemoteSettings};
+use crate::failover::{Doing, HandOverRequest, RemoteSettings, Underway};
 use crate::ids::{Name, Time};
-use crate::store::{Asked, Domain};
+use crate::store::{Asked, Domain, HandOver};
 
 /// Most bytes of a reason.
 const MAX_WHY: usize = 1000;
@@ -33,6 +34,42 @@ struct Refusal {
     asked: u64,
     /// Why it is turned down, in words.
     why: String,
+}
+
+/// How far the owner is with handing a domain over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Told {
+    underway: UnderwayFor,
+}
+
+/// For one request, as in [`Refusal`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UnderwayFor {
+    to: Name,
+    asked: u64,
+    doing: Doing,
+    what: String,
+}
+
+impl Told {
+    fn new(asked: &Asked, underway: &Underway) -> Told {
+        let (to, what) = (asked.site.clone(), words(&underway.what));
+        Told { underway: UnderwayFor { to, asked: asked.at.millis(), doing: underway.doing, what } }
+    }
+
+    /// What `text` says of this request.
+    fn underway(text: &str, site: &Name, asked: Time) -> Option<Underway> {
+        let Told { underway } = serde_json::from_str(text).ok()?;
+        let is_it = underway.to == *site && underway.asked == asked.millis();
+        is_it.then(|| Underway { doing: underway.doing, what: words(&underway.what) })
+    }
+}
+
+/// Whether `text` is words about a request, and no settings.
+fn is_about_a_request(text: &str) -> bool {
+    serde_json::from_str::<Answered>(text).is_ok() || serde_json::from_str::<Told>(text).is_ok()
 }
 
 impl Answered {
@@ -71,12 +108,13 @@ impl SiteWorld {
         let (_, view) = self.view(domain).await?;
         let text = view.recovery_settings_of(from).await?;
         // What it answered when it was asked itself.
-        let text = text.filter(|text| serde_json::from_str::<Answered>(text).is_err());
+        let text = text.filter(|text| !is_about_a_request(text));
         let read = text.map(|text| serde_json::from_str(&text)).transpose();
-        read.map_err(|e| {
+        let read: Option<RemoteSettings> = read.map_err(|e| {
             let why = format!("domain {domain}: the recovery settings that site {from} left are not understood: {e}");
             Error::new(ErrorKind::Invalid, why)
-        })
+        })?;
+        Ok(read.map(|settings| RemoteSettings { dr: self.settings.sized(settings.dr), ..settings }))
     }
 
     /// Turns down this very request, and tells whether it stood; one that came after it is left alone.
@@ -96,10 +134,27 @@ impl SiteWorld {
         view.turn_down(&self.settings.site, asked).await.map(|_| true)
     }
 
-    /// Adds to a request of this site that was turned down why that was so, as far as the site that owns the domain told.
-    pub(super) async fn with_reason(&self, request: HandOverRequest, view: &Domain, owner: &Name) -> HandOverRequest {
-        let Some(refused) = request.refused.as_ref().filter(|_| request.site == self.settings.site) else {
+    /// Leaves for the site that asks for the domain how far this one is.
+    pub(super) async fn leave_underway(&self, domain: &Name, underway: &Underway) -> Result<()> {
+        let (_, view) = self.view(domain).await?;
+        let asked = match view.ownership().hand_over() {
+            HandOver::Asked(asked) | HandOver::Released(_, Some(asked)) => asked,
+            // Nobody waits for it any more.
+            HandOver::None | HandOver::Released(_, None) | HandOver::TurnedDown(..) => return Ok(()),
+        };
+        view.leave_recovery_settings(&self.settings.site, &json(&Told::new(&asked, underway))?).await
+    }
+
+    /// Adds to a request of this site what the site that owns the domain told about it: how far it is, or why it turned it
+    /// down.
+    pub(super) async fn with_words(&self, request: HandOverRequest, view: &Domain, owner: &Name) -> HandOverRequest {
+        if request.site != self.settings.site || *owner == self.settings.site || request.withdrawn {
             return request;
+        }
+        let Some(refused) = &request.refused else {
+            let text = view.recovery_settings_of(owner).await.ok().flatten();
+            let underway = text.and_then(|text| Told::underway(&text, &request.site, request.at));
+            return HandOverRequest { underway, ..request };
         };
         let known = |of: &(HandOverRequest, Option<String>)| of.0 == request;
         let before = self.lock_reasons().get(view.name()).filter(|of| known(of)).cloned();
@@ -146,5 +201,18 @@ mod tests {
         let hostile = r#"{"refusal":{"to":"second","asked":7,"why":"a\u001bb"}}"#;
         assert_eq!(Answered::why(hostile, &asked("second", 7).site, Time::from_millis(7)).as_deref(), Some("a b"));
         assert_eq!(Answered::why("{}", &asked("second", 7).site, Time::from_millis(7)), None);
+    }
+
+    #[test]
+    fn how_far_the_owner_is_is_for_one_request_and_is_no_settings() {
+        let underway = Underway { doing: Doing::ShutDown, what: "VM web\nis asked".into() };
+        let text = json(&Told::new(&asked("second", 7), &underway)).unwrap();
+        let written = r#"{"underway":{"to":"second","asked":7,"doing":"shut-down","what":"VM web is asked"}}"#;
+        assert_eq!(text, written);
+        let read = |site, at| Told::underway(&text, &asked(site, at).site, Time::from_millis(at));
+        assert_eq!(read("second", 7), Some(Underway { what: "VM web is asked".into(), ..underway }));
+        assert_eq!((read("second", 8), read("third", 7)), (None, None));
+        let refusal = json(&Answered::new(&asked("second", 7), "no")).unwrap();
+        assert!(is_about_a_request(&text) && is_about_a_request(&refusal) && !is_about_a_request("{}"));
     }
 }

@@ -7,7 +7,7 @@ use super::SiteWorld;
 use crate::cancel::Cancel;
 use crate::control::catalog::{self, DomainRecord, Recovery};
 use crate::error::{Error, ErrorKind, IoResultExt, Result};
-use crate::failover::{FailoverPlan, PointChoice, Reached, RehydrateTo};
+use crate::failover::{FailoverPlan, PointChoice, Reached, RehydrateTo, VmStatus};
 use crate::hypervisor::{DiskSpec, NicSpec, VmSpec};
 use crate::ids::{Name, SegmentRef};
 use crate::progress::Progress;
@@ -257,7 +257,7 @@ impl SiteWorld {
         let behind: Vec<String> = status
             .vms
             .iter()
-            .filter(|vm| vm.status != "Recoverable")
+            .filter(|vm| VmStatus::from_word(&vm.status).is_none_or(VmStatus::is_behind))
             .map(|vm| format!("{} ({})", vm.name, vm.status))
             .collect();
         match behind.is_empty() {

@@ -33,10 +33,11 @@ impl SiteWorld {
         let is_ours = owner.site == self.settings.site;
         let has_base = ownership.newest().is_some_and(|newest| newest.base.is_some());
         let disks = self.local_disks(&record, protecting, is_ours, has_base, follow.as_ref()).await?;
-        let done = follow.as_ref().map_or((0, 0), |follow| follow.done);
+        // What has come since the base is not counted with it: a plan asks the storage site how much that is.
+        let done = follow.as_ref().map_or(0, |follow| if follow.caught_up { u64::MAX } else { follow.done.0 });
         let vms = vms(&summary, hosted.as_ref().filter(|_| protecting), done);
         let request = match request(ownership, &self.settings.site) {
-            Some(request) => Some(self.with_reason(request, &view, &owner.site).await),
+            Some(request) => Some(self.with_words(request, &view, &owner.site).await),
             None => None,
         };
         Ok(DomainFacts {
@@ -49,6 +50,7 @@ impl SiteWorld {
             newest_point,
             vms,
             protecting,
+            unshipped: hosted.as_ref().filter(|_| protecting).map_or(0, |status| status.waiting_bytes),
             disks,
             follow,
             now: view.site().now(),
@@ -78,6 +80,7 @@ impl SiteWorld {
                 applied,
                 caught_up: false,
                 done: (0, 0),
+                unapplied: 0,
                 disks: Vec::new(),
                 damage: Vec::new(),
                 problem,
@@ -95,6 +98,7 @@ impl SiteWorld {
             // The disks equal a point: all of the base is here.
             caught_up: seen.running && seen.state.applied.is_some(),
             done: (seen.counts.done, seen.counts.total),
+            unapplied: seen.state.unapplied,
             disks: seen.counts.disks,
             damage: seen.state.damage,
             problem: seen.problem,
@@ -182,6 +186,7 @@ fn request(ownership: &Ownership, here: &Name) -> Option<HandOverRequest> {
         at: asked.at,
         refused,
         withdrawn: false,
+        underway: None,
     };
     let unwanted = ownership.unwanted().map(|(site, at)| HandOverRequest {
         withdrawn: true,
@@ -203,7 +208,8 @@ fn request(ownership: &Ownership, here: &Name) -> Option<HandOverRequest> {
     }
 }
 
-fn vms(summary: &DomainSummary, hosted: Option<&ProtectStatus>, done: (u64, u64)) -> Vec<VmFacts> {
+/// `done` is how many live bytes of all are here.
+fn vms(summary: &DomainSummary, hosted: Option<&ProtectStatus>, done: u64) -> Vec<VmFacts> {
     let all = &summary.catalogue;
     let logical: u64 = summary.logical.max(1);
     let vm = |vm: &crate::format::VmInfo| {
@@ -225,7 +231,7 @@ fn vms(summary: &DomainSummary, hosted: Option<&ProtectStatus>, done: (u64, u64)
             point: covered.map(|point| PointFacts { at: point.at, time: point.time }),
             logical_bytes,
             live_bytes,
-            fetch_bytes: live_bytes.saturating_sub(live(done.0)),
+            fetch_bytes: live_bytes.saturating_sub(live(done)),
             networks: vm.shape.nics.iter().map(|nic| nic.network.clone()).collect(),
         }
     };

@@ -35,7 +35,7 @@ use crate::cancel::Cancel;
 use crate::error::Result;
 use crate::failover::{
     self, Claim, DomainFacts, FailoverPlan, HandOverRequest, Reached, RehydrateTo, RemoteSettings, Resumed, ScriptEnd,
-    ScriptRun, Survey, World,
+    ScriptRun, Survey, Underway, World,
 };
 use crate::hypervisor::{Hypervisor, VmSpec};
 use crate::ids::{Name, SegmentRef};
@@ -145,6 +145,12 @@ impl World for SiteWorld {
 
     async fn remote_settings(&self, domain: &Name, from: &Name) -> Result<Option<RemoteSettings>> {
         self.settings_left_by(domain, from).await
+    }
+
+    async fn tell_underway(&self, domain: &Name, underway: &Underway) {
+        if let Err(error) = self.leave_underway(domain, underway).await {
+            tracing::warn!(%domain, "who waits for it is not told: {error}");
+        }
     }
 
     async fn request(&self, domain: &Name) -> Result<()> {

@@ -1,11 +1,13 @@
 //! Who owns a domain, and changing that: claims, releases, and taking a release back.
 
+use std::collections::BTreeMap;
+
 use super::SiteWorld;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::{Claim, PointChoice, Resumed};
-use crate::ids::{Name, SegmentRef};
+use crate::ids::{Name, SegmentRef, Time, VmId};
 use crate::rehydrate::Target;
-use crate::store::{BaseChoice, Domain, DomainWriter, PointInfo, StartOptions};
+use crate::store::{BaseChoice, Domain, DomainWriter, PointInfo, Points, StartOptions};
 
 impl SiteWorld {
     /// Claims the domain, settles from where it goes on, and lets the claim go: what protects the disks claims it again.
@@ -39,6 +41,13 @@ impl SiteWorld {
         let site = self.stores.open(&record.store).await?;
         let writer = DomainWriter::start(&site, &claim.domain, &self.settings.site, options).await?;
         writer.finish().await
+    }
+
+    /// All points that the domain can be taken over from, and the names of its VMs, as the storage site has them now.
+    pub(crate) async fn points(&self, domain: &Name) -> Result<(Points, BTreeMap<VmId, Name>, Time)> {
+        let (_, mut view) = self.view(domain).await?;
+        let names = self.catalogue(&mut view).await?.vms.into_iter().map(|vm| (vm.id, vm.name)).collect();
+        Ok((view.inheritable_points().await?, names, view.site().now()))
     }
 
     /// A point that the domain can be taken over from.

@@ -85,6 +85,11 @@ impl SiteWorld {
             self.foresee(plan, guests, &mut survey).await;
         }
         self.choose(plan, &facts, &mut survey).await;
+        let mut facts = facts;
+        if let Err(error) = self.left_to_fetch(&mut facts, survey.loss.bytes).await {
+            survey.store_problem = Some(error.to_string());
+            return survey;
+        }
         if facts.vms.iter().any(|vm| vm.fetch_bytes > 0) {
             survey.rate = self.rate(domain).await;
         }
@@ -107,6 +112,22 @@ impl SiteWorld {
             }
             Err(error) => survey.hypervisor_problem = Some(error.to_string()),
         }
+    }
+
+    /// Of disks that follow only segments after the newest one that landed are left, up to the point, after which there are
+    /// `cut` bytes. Nobody knows whose they are before they are here: they are shared out by the sizes of the VMs.
+    async fn left_to_fetch(&self, facts: &mut DomainFacts, cut: u64) -> crate::error::Result<()> {
+        let Some(follow) = facts.follow.as_ref().filter(|follow| follow.caught_up) else { return Ok(()) };
+        let Some(landed) = follow.landed.or(follow.applied) else { return Ok(()) };
+        let (_, view) = self.view(&facts.domain).await?;
+        let (_, bytes) = view.after(landed.at).await?;
+        let (bytes, logical) = (bytes.saturating_sub(cut), facts.vms.iter().map(|vm| vm.logical_bytes).sum::<u64>());
+        for vm in &mut facts.vms {
+            let share = u128::from(bytes) * u128::from(vm.logical_bytes) / u128::from(logical.max(1));
+            // It is a part of a u64.
+            vm.fetch_bytes = share as u64;
+        }
+        Ok(())
     }
 
     /// The point, and what a take-over at it would cut off.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::failover::facts::{HandOverRequest, Owner, PointFacts};
+use crate::failover::facts::{Doing, HandOverRequest, Owner, PointFacts};
 use crate::failover::plan::{FailoverPlan, RemoteSettings};
 use crate::hypervisor::{PowerState, VmSpec};
 use crate::ids::{Generation, Name, SegmentNo, SegmentRef, Time};
@@ -26,6 +26,9 @@ pub(crate) struct SimSite {
     pub(crate) following: Option<FailoverPlan>,
     /// Landed bytes that make the follower catch up, one at each look.
     pub(crate) behind: u64,
+    /// Bytes that its protection has not shipped, and how many of them it ships from one look to the next.
+    pub(crate) unshipped: u64,
+    pub(crate) ships: u64,
     /// The generation under which its protection writes.
     pub(crate) protecting: Option<Generation>,
     pub(crate) vms: BTreeMap<Name, (VmSpec, PowerState)>,
@@ -62,6 +65,8 @@ pub(crate) struct Sim {
     pub(crate) now: u64,
     /// The last content that a guest made; contents are never used twice.
     pub(crate) contents: u64,
+    /// What who waits for the domain was told, and what was not shipped at that moment.
+    pub(crate) told: Vec<(Doing, u64)>,
     /// What must never happen and did.
     pub(crate) violations: Vec<String>,
     /// Settling a base fails once, after the claim.
@@ -90,6 +95,7 @@ impl Sim {
             owner,
             request: None,
             settings: None,
+            told: Vec::new(),
             chain: Vec::new(),
             vms,
             unrecoverable: BTreeSet::new(),

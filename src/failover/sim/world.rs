@@ -10,7 +10,7 @@ use super::state::Sim;
 use crate::cancel::Cancel;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::failover::facts::{DomainFacts, FollowFacts, HandOverRequest, LocalDisks, Owner, VmFacts};
+use crate::failover::facts::{DomainFacts, FollowFacts, HandOverRequest, LocalDisks, Owner, Underway, VmFacts};
 use crate::failover::plan::{FailoverPlan, PointChoice, RemoteSettings};
 use crate::failover::survey::{Loss, Space, Survey};
 use crate::failover::words::VmStatus;
@@ -123,6 +123,7 @@ fn facts(sim: &mut Sim, site: &Name) -> Result<DomainFacts> {
         applied: point,
         caught_up: here.behind == 0,
         done: (3 - here.behind.min(3), 3),
+        unapplied: 0,
         disks: Vec::new(),
         damage: Vec::new(),
         problem: None,
@@ -137,16 +138,18 @@ fn facts(sim: &mut Sim, site: &Name) -> Result<DomainFacts> {
         newest_point: point,
         vms: sim.vms.iter().map(vm).collect(),
         protecting: here.protecting == Some(sim.owner.generation) && sim.owner.site == *site,
+        unshipped: here.unshipped,
         disks: local_disks(sim, site),
         follow,
         now,
     })
 }
 
-/// A follower gets on by itself.
+/// A follower gets on by itself, and what waits to be shipped is.
 fn follow_on(sim: &mut Sim, site: &Name) {
     let tip = sim.tip();
     let here = sim.site_mut(site);
+    here.unshipped = here.unshipped.saturating_sub(here.ships);
     if here.following.is_some() {
         here.behind = here.behind.saturating_sub(1);
         if here.behind == 0 {
@@ -291,13 +294,28 @@ impl World for Process {
         .await
     }
 
+    async fn tell_underway(&self, _: &Name, underway: &Underway) {
+        let underway = underway.clone();
+        let told = self.at_store("tell-underway", move |sim, site| {
+            let unshipped = sim.site(site).unshipped;
+            sim.told.push((underway.doing, unshipped));
+            if let Some(request) = &mut sim.request {
+                request.underway = Some(underway);
+            }
+            Ok(())
+        });
+        // It is a help only.
+        drop(told.await);
+    }
+
     async fn request(&self, _: &Name) -> Result<()> {
         self.at_store("request", |sim, site| {
             if sim.request.as_ref().is_some_and(|r| r.site == *site && !r.withdrawn && r.refused.is_none()) {
                 sim.violate(format!("{site} asks twice"));
             }
             let at = Time::from_millis(sim.now);
-            sim.request = Some(HandOverRequest { site: site.clone(), at, refused: None, withdrawn: false });
+            let site = site.clone();
+            sim.request = Some(HandOverRequest { site, at, refused: None, withdrawn: false, underway: None });
             Ok(())
         })
         .await

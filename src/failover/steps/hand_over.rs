@@ -1,4 +1,4 @@
-//! The owner's side of a planned failover: guests off, everything shipped, released, taken.
+//! The owner's side of a planned failover: little left to ship, guests off, everything shipped, released, taken.
 
 use std::time::Duration;
 
@@ -7,15 +7,21 @@ use futures::StreamExt;
 use super::{Context, Ran};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::event::Outcome;
+use crate::failover::facts::{Doing, Underway};
 use crate::failover::request::{HandOver, Request};
 use crate::failover::task::{Choice, Question};
 use crate::failover::validate::Act;
-use crate::failover::words::VmStatus;
 use crate::hypervisor::PowerState;
 use crate::ids::Name;
 
 /// Guests that are shut down side by side.
 const SIDE_BY_SIDE: usize = 16;
+
+/// Bytes that may be left to ship when guests are shut down: they stand still for as long as that takes.
+pub(in crate::failover) const LITTLE: u64 = 16 << 20;
+/// Seconds in which what is left must become less, and in all: guests that write faster than is shipped are not waited for.
+const GETS_LESS_WITHIN: u64 = 30;
+const SHIPS_AHEAD_WITHIN: u64 = 1800;
 
 /// What became of a guest that was to be off.
 enum Found {
@@ -39,7 +45,7 @@ impl Context {
         }
         // Before a guest is off: what is being synced can take hours, and draining would wait for it.
         let facts = self.facts().await?;
-        let behind = facts.vms.iter().filter(|vm| vm.status != VmStatus::Recoverable);
+        let behind = facts.vms.iter().filter(|vm| vm.status.is_behind());
         let behind: Vec<String> = behind.map(|vm| format!("{} ({})", vm.name, vm.status)).collect();
         if facts.protecting && !behind.is_empty() {
             let why = format!("the last point of domain {} would not cover {}", facts.domain, behind.join(", "));
@@ -48,8 +54,47 @@ impl Context {
         Ran::nothing()
     }
 
+    /// Lets guests run on until little of what they wrote is left to be shipped, or it does not get less.
+    async fn ship_ahead(&mut self) -> Result<()> {
+        let (mut least, mut said) = (u64::MAX, false);
+        let (mut patience, end) = (self.deadline(GETS_LESS_WITHIN), self.deadline(SHIPS_AHEAD_WITHIN));
+        loop {
+            let left = self.facts().await?.unshipped;
+            if left <= LITTLE {
+                return Ok(());
+            }
+            // Less by a sixteenth, or it would not come to an end.
+            if left < least - least / 16 {
+                (least, patience) = (left, self.deadline(GETS_LESS_WITHIN));
+            }
+            if self.is_over(patience) || self.is_over(end) {
+                self.note(format!("{left} bytes are left to ship, and do not get less: guests are shut down now"));
+                return Ok(());
+            }
+            if !said {
+                said = true;
+                self.note(format!("guests run on while {left} bytes that they wrote are shipped"));
+                self.progress.stage("shipping ahead");
+                self.tell_taker(
+                    Doing::ShipAhead,
+                    format!("guests run on while {left} bytes that they wrote are shipped"),
+                )
+                .await;
+            }
+            self.wait(self.poll).await?;
+        }
+    }
+
+    /// Tells who waits for the domain what is done about it.
+    async fn tell_taker(&self, doing: Doing, what: String) {
+        self.world.tell_underway(self.domain(), &Underway { doing, what }).await;
+    }
+
     pub(super) async fn shut_down(&mut self) -> Result<Ran> {
         let limit = Duration::from_secs(self.hand_over()?.shutdown_limit_seconds);
+        self.ship_ahead().await?;
+        self.progress.stage("shutting guests down");
+        self.tell_taker(Doing::ShutDown, format!("guests have {} s to shut down", limit.as_secs())).await;
         let cancel = self.cancel.clone();
         let on = cancel.or_stop(self.shut_down_all(limit)).await?;
         if on.is_empty() {
@@ -65,6 +110,7 @@ impl Context {
             limit.as_secs(),
             names.join(", ")
         );
+        self.tell_taker(Doing::Ask, text.clone()).await;
         let choices = vec![Choice::Wait, Choice::PowerOff, Choice::Abort];
         Ok(Ran::Ask(Question { text, choices, vms: on.into_iter().map(|(vm, _)| vm).collect() }))
     }
@@ -108,6 +154,7 @@ impl Context {
     }
 
     pub(super) async fn drain(&mut self) -> Result<Ran> {
+        self.tell_taker(Doing::Ship, "guests are off, and what they wrote last is shipped".to_owned()).await;
         let at = self.world.drain(self.domain(), self.progress.clone()).await?;
         self.note(format!("the final point is {}", at.segment.get()));
         Ok(Ran::Done(Outcome::Drained { at }))

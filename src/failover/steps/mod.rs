@@ -27,6 +27,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Name, Time};
 use crate::progress::Progress;
 
+#[cfg(test)]
+pub(super) use hand_over::LITTLE;
 pub(super) use undo::Unwound;
 
 /// How a step ended, where it did not fail.

@@ -3,7 +3,7 @@
 use super::{Context, Ran, changed_hands};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::event::Outcome;
-use crate::failover::facts::DomainFacts;
+use crate::failover::facts::{DomainFacts, Underway};
 use crate::failover::modes;
 use crate::failover::plan::FailoverPlan;
 use crate::failover::step::Step;
@@ -45,11 +45,17 @@ impl Context {
     pub(super) async fn await_release(&mut self) -> Result<Ran> {
         let plan = self.plan()?;
         let deadline = self.deadline(plan.options.release_limit_seconds);
+        let mut heard = None;
         loop {
             let facts = self.facts().await?;
             self.still_theirs(&facts)?;
             if facts.owner.released.is_some() {
                 return Ok(self.released(&plan, &facts));
+            }
+            let underway = facts.request.as_ref().and_then(|request| request.underway.clone());
+            if underway.is_some() && underway != heard {
+                heard = underway;
+                self.hear(heard.as_ref());
             }
             if facts.owner.site == facts.site {
                 return Ran::nothing();
@@ -65,14 +71,23 @@ impl Context {
                 _ => self.ask_for_it(&facts).await?,
             }
             if self.is_over(deadline) {
+                let said = heard.map(|heard| format!("; it says: {}", heard.what)).unwrap_or_default();
                 let text = format!(
-                    "site {} has not released domain {}. Wait waits as long once more; abort withdraws the request, and \
-                     nothing was changed",
+                    "site {} has not released domain {}{said}. Wait waits as long once more; abort withdraws the request, \
+                     and nothing was changed",
                     facts.owner.site, facts.domain
                 );
                 return Ok(Ran::Ask(Question { text, choices: vec![Choice::Wait, Choice::Abort], vms: Vec::new() }));
             }
             self.wait(self.poll).await?;
+        }
+    }
+
+    /// Shows while it is so, and keeps, what the owner says that it does.
+    fn hear(&mut self, underway: Option<&Underway>) {
+        if let Some(underway) = underway {
+            self.progress.stage(underway.doing.stage());
+            self.note(format!("{}: {}", underway.doing.stage(), underway.what));
         }
     }
 

@@ -96,16 +96,10 @@ fn all() -> Vec<Event> {
     let requests = vec![
         Request::Plan(Box::new(samples::plan("shop"))),
         Request::Complete(Box::new(Complete {
-            domain: name("shop"),
-            how: Completion::Planned,
-            point: Default::default(),
-            accept_loss: false,
             from: Some(name("a")),
             accept_damage: true,
-            resume_remote: None,
             runbook: Some(Default::default()),
-            networks: Default::default(),
-            default_network: String::new(),
+            ..Complete::new(name("shop"), Completion::Planned)
         })),
         Request::HandOver(HandOver {
             domain: name("shop"),

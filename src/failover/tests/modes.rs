@@ -1,10 +1,12 @@
 //! Every mode, once as it should go, and drilled.
 
 use super::drill::{Scenario, hand_over, patient};
+use crate::failover::facts::Doing;
 use crate::failover::plan::{Direction, FailoverMode, FailoverPlan, RemoteSettings};
 use crate::failover::request::{Complete, Forget, Request};
 use crate::failover::samples::{self, name};
 use crate::failover::sim::Sim;
+use crate::failover::steps::LITTLE;
 use crate::failover::task::{Choice, Completion};
 use crate::hypervisor::PowerState;
 use crate::ids::{Generation, Time};
@@ -44,16 +46,9 @@ fn remote() -> RemoteSettings {
 
 fn complete(how: Completion, resume_remote: bool) -> Request {
     Request::Complete(Box::new(Complete {
-        domain: name("shop"),
-        how,
-        point: Default::default(),
         accept_loss: how == Completion::Forced,
-        from: None,
-        accept_damage: false,
         resume_remote: resume_remote.then(remote),
-        runbook: None,
-        networks: Default::default(),
-        default_network: String::new(),
+        ..Complete::new(name("shop"), how)
     }))
 }
 
@@ -243,6 +238,41 @@ async fn a_guest_that_hangs_is_powered_off() {
 }
 
 #[tokio::test]
+async fn guests_run_on_until_little_is_left_to_ship() {
+    let scenario = Scenario {
+        prepare: |sim| {
+            b_follows(sim);
+            let here = sim.site_mut(&name("a"));
+            (here.unshipped, here.ships) = (100 << 20, 10 << 20);
+        },
+        request: || complete(Completion::Planned, false),
+        expect: |sim| {
+            all_run_at(sim, "b");
+            let first = |doing| sim.told.iter().find(|(did, _)| *did == doing).map(|(_, left)| *left);
+            assert!(first(Doing::ShutDown).is_none_or(|left| left <= LITTLE), "{:?}", sim.told);
+        },
+        victims: &["a", "b"],
+        ..Scenario::default()
+    };
+    scenario.drill().await;
+}
+
+#[tokio::test]
+async fn guests_that_write_as_fast_as_is_shipped_are_shut_down_all_the_same() {
+    let scenario = Scenario {
+        prepare: |sim| {
+            b_follows(sim);
+            sim.site_mut(&name("a")).unshipped = 100 << 20;
+        },
+        request: || complete(Completion::Planned, false),
+        expect: |sim| all_run_at(sim, "b"),
+        victims: &["a"],
+        ..Scenario::default()
+    };
+    scenario.drill().await;
+}
+
+#[tokio::test]
 async fn a_hand_over_that_its_operator_aborts_is_told_to_the_other_site() {
     let scenario = Scenario {
         prepare: |sim| {
@@ -308,7 +338,8 @@ async fn a_release_that_nobody_takes_is_withdrawn() {
         then: |sim| {
             let at = Time::from_millis(sim.now);
             let site = name("b");
-            sim.request = Some(crate::failover::HandOverRequest { site, at, refused: None, withdrawn: false });
+            sim.request =
+                Some(crate::failover::HandOverRequest { site, at, refused: None, withdrawn: false, underway: None });
         },
         at: "a",
         request: || {

@@ -20,16 +20,9 @@ use crate::ids::Name;
 
 fn complete(how: Completion) -> Request {
     Request::Complete(Box::new(Complete {
-        domain: name("shop"),
-        how,
-        point: Default::default(),
         accept_loss: true,
         from: Some(name("a")),
-        accept_damage: false,
-        resume_remote: None,
-        runbook: None,
-        networks: Default::default(),
-        default_network: String::new(),
+        ..Complete::new(name("shop"), how)
     }))
 }
 

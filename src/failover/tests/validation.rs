@@ -41,6 +41,7 @@ fn facts() -> DomainFacts {
         newest_point: vm("x", VmStatus::Recoverable).point,
         vms: vec![vm("db", VmStatus::Recoverable), vm("web", VmStatus::Recoverable)],
         protecting: false,
+        unshipped: 0,
         disks: LocalDisks::None,
         follow: None,
         now: Time::from_millis(50_000),
@@ -263,6 +264,7 @@ fn following() -> FollowFacts {
         applied: None,
         caught_up: true,
         done: (0, 0),
+        unapplied: 0,
         disks: Vec::new(),
         damage: Vec::new(),
         problem: None,
@@ -360,6 +362,7 @@ fn a_domain_has_the_status_that_its_vms_give_it() {
     assert_eq!(of(&[Recoverable, Error]), "Partially Recoverable");
     assert_eq!(of(&[Resync, InitialSync]), "Resync");
     assert_eq!(of(&[InitialSync, Error]), "Error");
+    assert_eq!((of(&[Recoverable, Unprotected]), of(&[Unprotected])), ("Recoverable", "Unprotected"));
     assert_eq!(of(&[]), "Unprotected");
 }
 

@@ -1,0 +1,133 @@
+//! A process that stands by while guests may be frozen, and thaws them where the appliance dies meanwhile.
+//!
+//! It is this program again, in a process group of its own, with the read end of a pipe as its standard input. A byte in it
+//! is its dismissal; its end without one is the death of the appliance, whatever that died of.
+//!
+//! Invariant: who freezes, and who thaws what another left, has the *turn*: a lock on a file beside the notes. So a guard
+//! never thaws what an appliance that was started anew has just frozen.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use super::appliance::hypervisor;
+use super::quiesce::{FreezeNotes, Freezer, THAW_AGAIN};
+use super::settings::Settings;
+use crate::datastore::{FileLock, take_lock};
+use crate::error::{Error, ErrorKind, IoResultExt, Result};
+
+/// Tries to thaw guests whose agents do not answer, [`THAW_AGAIN`] apart: ten minutes. The next start goes on with it.
+const TRIES: u32 = 120;
+/// Longest wait for one that was dismissed.
+const GOES_WITHIN: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(10);
+
+/// The turn, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Turn(#[expect(dead_code, reason = "it is held")] FileLock);
+
+impl Turn {
+    /// `None` where another process has it, and keeps it.
+    pub(super) async fn take(path: PathBuf) -> Result<Option<Turn>> {
+        let take = move || {
+            let what = || format!("lock {}", path.display());
+            let file = File::options().create(true).truncate(false).write(true).open(&path).io_context(what)?;
+            match take_lock(file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(lock) => Ok(Some(Turn(lock))),
+                Err((Errno::WOULDBLOCK, _)) => Ok(None),
+                Err((e, _)) => Err(Error::io(what(), e.into())),
+            }
+        };
+        let ended = tokio::task::spawn_blocking(take).await;
+        ended.unwrap_or_else(|e| Err(Error::with_source(ErrorKind::Internal, "take a lock", e)))
+    }
+}
+
+/// See the module; this is the appliance's side.
+#[derive(Debug)]
+pub(super) struct ThawGuard {
+    child: Child,
+    pipe: ChildStdin,
+}
+
+impl ThawGuard {
+    /// Starts one for the appliance whose settings are in the file `config`.
+    pub(super) fn start(config: &Path) -> Result<ThawGuard> {
+        let what = || "start the process that thaws guests if this one dies".to_owned();
+        let program = std::env::current_exe().io_context(what)?;
+        let mut command = Command::new(program);
+        command.arg("serve").arg("--config").arg(config).arg("--thaw-when-alone");
+        // What ends the appliance from a terminal does not end it.
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
+        let mut child = command.spawn().io_context(what)?;
+        let pipe = child.stdin.take().ok_or_else(|| Error::new(ErrorKind::Internal, "a pipe that was asked for"))?;
+        Ok(ThawGuard { child, pipe })
+    }
+
+    /// It is there still.
+    pub(super) fn stands(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Nobody is frozen any more.
+    pub(super) async fn dismiss(mut self) {
+        // One byte, which an empty pipe takes at once.
+        if let Err(error) = self.pipe.write_all(b".") {
+            tracing::warn!("who stands by to thaw guests cannot be told that they are: {error}");
+        }
+        drop(self.pipe);
+        let began = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if began.elapsed() > GOES_WITHIN {
+                // Thawing guests that are not frozen does no harm; leaving it behind would.
+                let _ = self.child.kill().and_then(|()| self.child.wait());
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+/// What the process does: waits, and thaws where it is left alone.
+///
+/// # Errors
+/// What the settings' hypervisor says; `Incomplete` where guests do not thaw.
+pub async fn stand_by(settings: &Settings) -> Result<()> {
+    let read = tokio::task::spawn_blocking(|| std::io::stdin().read(&mut [0]));
+    if matches!(read.await, Ok(Ok(1..))) {
+        return Ok(());
+    }
+    let notes = tokio::sync::Mutex::new(FreezeNotes::new(&settings.state, None));
+    let hypervisor = hypervisor(settings)?;
+    for _ in 0..TRIES {
+        let notes = notes.lock().await;
+        let Some(_turn) = notes.take_turn().await? else {
+            // An appliance that was started since takes care of it.
+            return Ok(());
+        };
+        let left = notes.all();
+        if left.is_empty() {
+            return Ok(());
+        }
+        tracing::error!(?left, "the appliance died while guests may be frozen: they are thawed");
+        let freezer = Freezer { hypervisor: hypervisor.clone(), notes, limit: settings.protect.freeze_limit };
+        freezer.thaw_all().await;
+        if freezer.notes.all().is_empty() {
+            return Ok(());
+        }
+        drop(freezer);
+        tokio::time::sleep(THAW_AGAIN).await;
+    }
+    Err(Error::new(ErrorKind::Incomplete, "guests that may be frozen do not thaw; start the appliance, which goes on"))
+}
+
+/// Where the turn is.
+pub(super) fn turn_of(state: &Path) -> PathBuf {
+    state.join("frozen.lock")
+}
