@@ -31,12 +31,11 @@ impl Output {
 
     /// The result of a command.
     pub(super) fn report(&self, report: &Report) -> Result<()> {
-        match (self.json, report.text()) {
+        match self.json {
             // The last of many events is one line, as they are.
-            (true, _) if report.json().get("event").is_some() => self.event(&report.json(), ""),
-            (true, _) => self.document(&report.json()),
-            (false, "") => Ok(()),
-            (false, text) => write_out(&[text.trim_end(), "\n"].concat()),
+            true if report.json().get("event").is_some() => self.event(&report.json(), ""),
+            true => self.document(&report.json()),
+            false => write_out(&report.text()),
         }
     }
 

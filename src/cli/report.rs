@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) struct Report {
     json: Value,
     text: String,
+    verbatim: bool,
     incomplete: Option<String>,
 }
 
@@ -18,7 +19,13 @@ impl Report {
     pub(super) fn new(json: &impl Serialize, text: impl Into<String>) -> Result<Report> {
         let json = serde_json::to_value(json)
             .map_err(|e| Error::with_source(ErrorKind::Internal, "put the report into JSON", e))?;
-        Ok(Report { json, text: text.into(), incomplete: None })
+        Ok(Report { json, text: text.into(), verbatim: false, incomplete: None })
+    }
+
+    /// Its text is somebody's file: it is printed as it is, to the byte.
+    pub(super) fn verbatim(mut self) -> Report {
+        self.verbatim = true;
+        self
     }
 
     /// The work is done except for what `why` names: shown on standard error, and the exit code says so.
@@ -36,9 +43,13 @@ impl Report {
         json
     }
 
-    /// For people.
-    pub(super) fn text(&self) -> &str {
-        &self.text
+    /// For people: as it is where it is somebody's file, else with one end of line behind it, if anything is said.
+    pub(super) fn text(&self) -> String {
+        match (self.verbatim, self.text.as_str()) {
+            (true, text) => text.to_owned(),
+            (false, "") => String::new(),
+            (false, text) => [text.trim_end(), "\n"].concat(),
+        }
     }
 
     /// Why something is missing, if so.

@@ -1,4 +1,4 @@
-//! `freshet runbook`: the runbooks of a domain.
+//! `freshet runbook`: the runbooks of a domain. What `show` prints is what `set` takes, to the byte.
 
 use std::path::PathBuf;
 
@@ -6,8 +6,9 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::appliance_args::{ApplianceArgs, answered, report};
 use super::context::Context;
+use super::output::complain;
 use super::report::Report;
-use crate::control::proto::{GetRunbookRequest, RunbookKind, SetRunbookRequest};
+use crate::control::proto::{self, GetRunbookRequest, RunbookKind, SetRunbookRequest};
 use crate::error::{IoResultExt, Result};
 
 /// Runbooks of a domain: start order, delays, resources, networks, scripts
@@ -19,7 +20,7 @@ pub(super) struct Runbook {
 
 #[derive(Debug, Subcommand)]
 enum RunbookCommand {
-    /// Print a runbook
+    /// Print a runbook as it was set, and its revision on standard error
     Show(One),
     /// Set a runbook from a TOML file, which is checked first
     Set(Set),
@@ -68,14 +69,16 @@ struct Set {
 }
 
 impl Runbook {
-    pub(super) async fn run(self, _context: &Context) -> Result<Report> {
+    pub(super) async fn run(self, context: &Context) -> Result<Report> {
         match self.command {
             RunbookCommand::Show(One { domain, kind, appliance }) => {
                 let mut client = appliance.connect().await?.runbooks();
                 let shown = answered(client.get_runbook(GetRunbookRequest { domain, kind: kind.into() }).await)?;
                 let runbook = shown.runbook.unwrap_or_default();
-                let text = format!("# revision {}\n{}", runbook.revision, runbook.text);
-                report(&runbook, text)
+                if !context.output.is_json() {
+                    complain(&revision_of(&runbook));
+                }
+                Ok(report(&runbook, runbook.text.clone())?.verbatim())
             }
             RunbookCommand::Set(Set { one: One { domain, kind, appliance }, file, revision }) => {
                 let text = std::fs::read_to_string(&file).io_context(|| format!("runbook {}", file.display()))?;
@@ -86,5 +89,15 @@ impl Runbook {
                 report(&runbook, format!("the runbook of {} has revision {} now", runbook.domain, runbook.revision))
             }
         }
+    }
+}
+
+fn revision_of(runbook: &proto::Runbook) -> String {
+    match (runbook.revision, runbook.text.is_empty()) {
+        (0, _) => format!("{} has no such runbook", runbook.domain),
+        (revision, true) => {
+            format!("{} has no such runbook any more: it was removed by revision {revision}", runbook.domain)
+        }
+        (revision, false) => format!("revision {revision}"),
     }
 }

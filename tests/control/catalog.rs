@@ -1,8 +1,8 @@
-//! The catalog lost, newer, in use; domains imported twice, and one's own.
+//! The catalog lost, newer, in use; domains imported twice, and one's own; a runbook out of it and in again.
 
 use std::process::Command;
 
-use super::appliance::{Appliance, Place};
+use super::appliance::{Appliance, Place, freshet};
 
 #[test]
 fn a_domain_is_imported_once_and_one_s_own_is_not() {
@@ -27,6 +27,38 @@ fn a_domain_is_imported_once_and_one_s_own_is_not() {
     assert_eq!((&all["imported"], &all["known"]), (&serde_json::json!([]), &serde_json::json!(["d"])));
     let removed = second.ask(&["store", "remove", "s", "--yes", "s"]).bad(4);
     assert!(removed.contains("1 domains"), "{removed}");
+}
+
+#[test]
+fn a_runbook_that_is_shown_is_set_again_as_it_was() {
+    let place = Place::new();
+    let site = place.serve("here");
+    site.ask(&["store", "add", "s", "--url", &place.store_url()]).good();
+    site.ask(&["domain", "create", "d", "--store", "s"]).good();
+    let show = || {
+        let mut command = freshet();
+        let out = command.args(["runbook", "show", "d", "failover", "--socket"]).arg(&site.socket).output().unwrap();
+        assert!(out.status.success(), "{out:?}");
+        (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap())
+    };
+    let file = place.path("runbook");
+    let set = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        site.ask(&["runbook", "set", "d", "failover", file.to_str().unwrap()]).good()
+    };
+    assert_eq!(show(), (String::new(), "d has no such runbook\n".to_owned()));
+    // Its end is its own, too: a line that is not ended, and empty ones.
+    for (revision, text) in
+        ["# ours\nothers = \"leave-off\"", "\n# ours\nothers = \"start\"\n\n"].into_iter().enumerate()
+    {
+        set(text);
+        let shown = show();
+        assert_eq!(shown, (text.to_owned(), format!("revision {}\n", revision + 1)));
+        let again = set(&shown.0);
+        assert_eq!((&again["text"], show().0.as_str()), (&text.into(), text), "{again:#}");
+    }
+    set("");
+    assert_eq!(show(), (String::new(), "d has no such runbook any more: it was removed by revision 3\n".to_owned()));
 }
 
 #[test]
