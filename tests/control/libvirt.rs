@@ -108,12 +108,11 @@ fn a_running_guest_is_protected_fails_over_and_back_and_is_let_go_with_every_lin
         console.some_more();
         console.assert_no_alarm();
 
-        // Back in place, and then by force: the site is gone with its guest in the middle of writing.
+        // Back in place, as needed, and then by force: the site is gone with its guest in the middle of writing.
         first.until_idle();
-        first.follow("failback", &["--in-place"]);
         // The daemon that is to shut the guest down is away when it is asked: the task waits for it.
         second.libvirt.stop();
-        let back = first.begin(&["failover", "complete", "d", "--planned", "--yes", "d"]);
+        let back = first.begin_planned("failback", &["--in-place"]);
         console.wait("the hand-over", || {
             let tasks = second.ask(&["task", "list", "--domain", "d", "--running"]);
             tasks["tasks"].as_array().is_some_and(|tasks| !tasks.is_empty())
@@ -126,8 +125,7 @@ fn a_running_guest_is_protected_fails_over_and_back_and_is_let_go_with_every_lin
         second.follow("failover", &["--in-place"]);
         let shipped = console.some_more();
         first.ask(&["domain", "point", "d"]);
-        first.libvirt.power_failure();
-        first.crash();
+        first.power_failure();
         second.task(&["failover", "complete", "d", "--yes", "d"]);
         let found = console.boots(4);
         assert!(found >= shipped, "{found} of {shipped}");

@@ -1,5 +1,5 @@
-//! Real guests under the driver `qemu`: a planned failover and the way back, each with the guest's own word on what it found
-//! on its disk, while one appliance is killed and a guest panics.
+//! Real guests under the driver `qemu`: a planned failover onto disks that followed, a planned way back, and a failover by
+//! force, each with the guest's own word on what it found on its disks, while one appliance is killed and a guest panics.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -31,6 +31,7 @@ if [ "$part" = writes ]; then
     mount -t ext4 /dev/vdb /data || echo "failed: mount of the second"
 fi
 echo boot >> /mnt/boots
+sync
 touch /mnt/lines /data/lines
 behind=$(($(wc -l < /mnt/lines) - $(wc -l < /data/lines)))
 [ "$behind" = 0 ] || [ "$behind" = 1 ] || echo "failed: the second disk is $behind lines behind"
@@ -53,6 +54,9 @@ poweroff -f
 /// Longest wait for what a guest says: several boots under software emulation on a busy machine.
 const LONG: Duration = Duration::from_secs(240);
 
+/// One that writes, and one that panics.
+const VMS: [&str; 2] = ["web", "bad"];
+
 /// A site with the driver `qemu`, and a second driver of the test's own over the same folder.
 struct Guests<'p> {
     site: Site<'p>,
@@ -62,7 +66,7 @@ struct Guests<'p> {
 
 impl Drop for Guests<'_> {
     fn drop(&mut self) {
-        for vm in ["web", "bad"] {
+        for vm in VMS {
             let _ = self.runtime.block_on(self.driver.kill(&name(vm)));
         }
     }
@@ -92,6 +96,14 @@ impl<'p> Guests<'p> {
         let socket = self.site.appliance.socket.clone();
         self.site.appliance.crash();
         self.site.appliance = Appliance::start(&again, &socket).unwrap();
+    }
+
+    /// Appliance and guests end at once.
+    fn power_failure(&mut self) {
+        self.site.appliance.crash();
+        for vm in VMS {
+            self.runtime.block_on(self.driver.kill(&name(vm))).unwrap();
+        }
     }
 
     fn state(&self, vm: &str) -> PowerState {
@@ -243,13 +255,16 @@ fn guests_go_over_and_come_back_and_one_that_panics_is_told() {
     };
     let place = Place::new();
     build(&place, &kernel);
-    let first = two_guests(&place);
+    let mut first = two_guests(&place);
     let mut second = Guests::start(&place, "second");
     second.site.ask(&["store", "add", "s", "--url", &place.store_url()]);
     second.site.ask(&["domain", "import", "d", "--store", "s"]);
     let there = second.site.datastore();
     let plan = ["--datastore", &there, "--log-size", "256MiB", "--yes", "d"];
-    second.site.task(&[&["failover", "start", "d", "--planned"][..], &plan].concat());
+    second.site.task(&[&["failover", "continuous", "d"][..], &plan].concat());
+    second.site.until_mode("DOMAIN_MODE_CONTINUOUS_REHYDRATION_IN_PROGRESS");
+    first.some_more();
+    second.site.task(&["failover", "complete", "d", "--planned", "--yes", "d"]);
     let last = first.stopped();
     assert_eq!(second.found(), (2, last), "every line is there");
     assert_eq!(first.state("web"), PowerState::Off);
@@ -286,4 +301,20 @@ fn guests_go_over_and_come_back_and_one_that_panics_is_told() {
     assert_eq!(first.found(), (3, last), "every line is there");
     assert_eq!(second.state("web"), PowerState::Off);
     first.some_more();
+    taken_by_force(&mut first, &second);
+}
+
+/// The first site is gone with its guest in the middle of writing: the second has every line that was shipped, on its own disks.
+fn taken_by_force(first: &mut Guests<'_>, second: &Guests<'_>) {
+    first.site.appliance.until_recoverable("d");
+    let shipped = first.newest();
+    first.site.ask(&["domain", "point", "d"]);
+    first.power_failure();
+    let there = second.site.datastore();
+    let plan = ["--datastore", &there, "--log-size", "256MiB", "--in-place", "--yes", "d"];
+    second.site.task(&[&["failover", "start", "d"][..], &plan].concat());
+    let (boots, lines) = second.found();
+    assert!(boots == 4 && lines >= shipped, "{boots} boots, {lines} lines of {shipped}");
+    second.some_more();
+    second.site.until_mode("DOMAIN_MODE_RUNNING_IN_FAILOVER");
 }

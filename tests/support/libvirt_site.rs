@@ -77,11 +77,30 @@ impl<'p> LibvirtSite<'p> {
 
     /// Brings domain `d` here by a planned failover or failback, begun now; the task's identity.
     pub(crate) fn begin_planned(&self, verb: &str, more: &[&str]) -> String {
+        self.begin_as_needed(verb, &[&["--planned"], more].concat())
+    }
+
+    /// Takes domain `d` by force, as its disks are at the storage site.
+    pub(crate) fn take(&self, verb: &str, more: &[&str]) {
+        self.ended(&self.begin_as_needed(verb, more), "TASK_STATE_DONE");
+    }
+
+    fn begin_as_needed(&self, verb: &str, more: &[&str]) -> String {
         let datastore = self.datastore();
-        let mut args =
-            vec![verb, "start", "d", "--planned", "--datastore", &datastore, "--log-size", "256MiB", "--yes", "d"];
-        args.extend(more);
-        self.begin(&args)
+        let args = [verb, "start", "d", "--datastore", &datastore, "--log-size", "256MiB", "--yes", "d"];
+        self.begin(&[&args[..], more].concat())
+    }
+
+    /// Guests, daemon and appliance end at once.
+    pub(crate) fn power_failure(&mut self) {
+        self.libvirt.power_failure();
+        self.site.crash();
+    }
+
+    /// Comes back after a power failure.
+    pub(crate) fn return_again(&mut self) {
+        self.libvirt.start_again();
+        self.serve_again();
     }
 }
 
