@@ -201,3 +201,40 @@ pub(super) fn text(findings: &[Finding], summary: Option<&PlanSummary>) -> Strin
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        plan: PlanArgs,
+    }
+
+    fn plan(args: &[&str]) -> FailoverPlan {
+        Line::parse_from(["x", "shop"].iter().chain(args)).plan.plan().unwrap()
+    }
+
+    #[test]
+    fn a_plan_that_is_printed_is_read_again_and_flags_outrank_it() {
+        let flags =
+            ["--datastore", "/disks", "--planned", "--network", "a=b", "--placement", "rack=7", "--log-size", "1GiB"];
+        let more = ["--memory", "256MiB", "--storage-policy", "gold", "--release-limit", "90", "--point", "7"];
+        let made = plan(&[&flags[..], &more[..]].concat());
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("plan.json");
+        std::fs::write(&file, json_of(&made).unwrap().to_string()).unwrap();
+        let path = file.to_str().unwrap();
+        assert_eq!(plan(&["--plan", path]), made);
+        let other = plan(&["--plan", path, "--memory", "1GiB", "--storage-policy", "tin"]);
+        assert_eq!(other.dr.as_ref().unwrap().memory_bytes, 1 << 30);
+        assert_eq!(other.vms.as_ref().unwrap().storage_policy, "tin");
+        let dr = made.dr.unwrap();
+        assert_eq!((dr.log_size_bytes, dr.memory_bytes), (1 << 30, 256 << 20));
+        let options = made.options.unwrap();
+        assert_eq!((options.point, options.release_limit_s), (Some(7), 90));
+    }
+}
