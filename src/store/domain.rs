@@ -12,6 +12,7 @@
 use futures::{StreamExt, TryStreamExt};
 
 use super::keys::{self, ObjectKey};
+use super::recovery_settings::KnownSettings;
 use super::{Horizon, Ownership, StorageSite, owner_log, prefix, reread};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Index, MAX_MANIFEST_LEN, Manifest, SEGMENT_HEADER_LEN, STATUS_LEN, SegmentHeader, Status};
@@ -30,6 +31,8 @@ pub struct Domain {
     id: DomainId,
     horizon: Horizon,
     window: u64,
+    /// Shared by all clones.
+    pub(super) settings: KnownSettings,
 }
 
 /// What comes after a segment.
@@ -71,7 +74,8 @@ impl Domain {
     }
 
     pub(super) fn with(site: &StorageSite, name: &Name, id: DomainId, horizon: Horizon) -> Domain {
-        Domain { site: site.clone(), name: name.clone(), id, horizon, window: 1 }
+        let settings = KnownSettings::default();
+        Domain { site: site.clone(), name: name.clone(), id, horizon, window: 1, settings }
     }
 
     /// Its identity.

@@ -142,7 +142,7 @@ impl SiteWorld {
             // Nobody waits for it any more.
             HandOver::None | HandOver::Released(_, None) | HandOver::TurnedDown(..) => return Ok(()),
         };
-        view.leave_recovery_settings(&self.settings.site, &json(&Told::new(&asked, underway))?).await
+        view.leave_a_word(&self.settings.site, &json(&Told::new(&asked, underway))?).await.map(drop)
     }
 
     /// Adds to a request of this site what the site that owns the domain told about it: how far it is, or why it turned it
