@@ -5,10 +5,14 @@ use super::appliance::{MIB, Place};
 use crate::support::libvirt::missing;
 use crate::support::libvirt_guest::file_disk;
 use crate::support::libvirt_site::LibvirtSite;
+use crate::support::real_images::{run, tool};
 use crate::support::skipped;
 
 const UUID: &str = "f533f2eb-2309-4183-9f90-9761e03d3c25";
 const MAC: &str = "52:54:00:11:22:33";
+/// One with a feature that software emulation lacks.
+const CPU: &str = "<cpu mode='custom' match='exact' check='partial'><model>qemu64</model>\
+                   <feature policy='require' name='avx512f'/></cpu>";
 
 /// A guest that nothing boots in: it stands in its firmware.
 fn vm(name: &str, uuid: Option<&str>, devices: &str) -> String {
@@ -89,6 +93,7 @@ fn what_cannot_follow_its_disks_is_refused_and_nothing_of_it_is_protected() {
     assert!(listed.contains(r#""domains":["d"]"#), "{listed}");
     let events = site.ask(&["event", "list", "--subject", "d"]).to_string();
     assert!(events.contains("VM desk: the medium in cdrom sda stays here"), "{events}");
+    a_volume_of_a_pool_is_taken_in(&site, &place);
     site.appliance.until_recoverable("d");
 }
 
@@ -101,6 +106,25 @@ fn drive(iso: &std::path::Path) -> String {
     )
 }
 
+/// A disk that is named by a pool and a volume in it, as other programs that manage libvirt do.
+fn a_volume_of_a_pool_is_taken_in(site: &LibvirtSite<'_>, place: &Place) {
+    let (pool, raw) = (place.path("pool"), place.image("volume.raw"));
+    std::fs::create_dir(&pool).unwrap();
+    run(tool("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(&raw).arg(pool.join("volume")));
+    site.libvirt.virsh(&["pool-create-as", "fast", "dir", "--target", pool.to_str().unwrap()]);
+    let volume = "<disk type='volume' device='disk'><driver name='qemu' type='qcow2'/><source pool='fast' volume='volume'/>\
+                  <target dev='vda' bus='virtio'/></disk>";
+    site.libvirt.define(&vm("pooled", None, volume));
+    site.ask(&["vm", "protect", "d", "pooled"]);
+    let on = site.libvirt.virsh(&["domblklist", "--inactive", "pooled"]);
+    assert!(on.contains("pooled/vda"), "{on}");
+    let shown = site.ask(&["domain", "show", "d"]);
+    let vms = shown["vms"].as_array().unwrap();
+    let served = &vms.iter().find(|vm| vm["name"] == "pooled").unwrap()["disks"][0]["path"];
+    let served = std::fs::read(served.as_str().unwrap()).unwrap();
+    assert!(served == std::fs::read(&raw).unwrap(), "what is served is what the volume holds");
+}
+
 #[test]
 fn what_would_not_come_up_at_the_other_site_is_known_by_its_plan() {
     if let Some(why) = missing() {
@@ -111,7 +135,9 @@ fn what_would_not_come_up_at_the_other_site_is_known_by_its_plan() {
     first.make_domain();
     let drive = drive(&place.image("install.iso"));
     let devices = file_disk("vda", &place.image("web.img"), "raw") + &drive + &card(MAC);
-    first.libvirt.define(&vm("web", Some(UUID), &devices));
+    // It would be defined at the other site, and not start.
+    let web = vm("web", Some(UUID), &devices).replace("<features>", &format!("{CPU}<features>"));
+    first.libvirt.define(&web);
     first.ask(&["vm", "protect", "d", "web"]);
     first.appliance.until_recoverable("d");
     second.import_domain();
@@ -151,6 +177,7 @@ fn what_would_not_come_up_at_the_other_site_is_known_by_its_plan() {
     let otherwise = "cdrom sda is empty here";
     let shown = plan(&["--dry-run"]).good().to_string();
     assert!(shown.contains(otherwise), "{shown}");
+    assert!(shown.contains("required features: avx512f): it gets host-model"), "{shown}");
     let ran = plan(&[]).good();
     let id = ran["task"]["id"].as_str().or(ran["id"].as_str()).unwrap().to_owned();
     let told = second.ended(&id, "TASK_STATE_DONE").to_string();
@@ -158,6 +185,8 @@ fn what_would_not_come_up_at_the_other_site_is_known_by_its_plan() {
     assert_eq!((first.libvirt.state("web").as_str(), second.libvirt.state("web").as_str()), ("shut off", "running"));
     let xml = second.libvirt.virsh(&["dumpxml", "web"]);
     assert!(xml.contains(UUID) && xml.contains(MAC), "{xml}");
+    let next = second.libvirt.virsh(&["dumpxml", "--inactive", "web"]);
+    assert!(next.contains("<cpu mode='host-model'") && !next.contains("avx512f"), "{next}");
     let image = std::fs::metadata(place.path("web.img")).unwrap();
     assert_eq!(image.len(), 4 * MIB, "what was left behind is as it was");
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 
 use super::LibvirtDriver;
+use super::cpu::Compared;
 use super::definition::{AGENT_CHANNEL, Definition, LIBVIRT_XML};
 use super::fit::{Fitted, RENEW, Site, blank, fit};
 use super::platform::{Capabilities, MachineAbilities, Platform, choose};
@@ -42,6 +43,7 @@ struct Here {
     has: Capabilities,
     /// By kind, architecture and machine type.
     machines: BTreeMap<(String, String, String), MachineAbilities>,
+    cpus: Compared,
     list: Vec<Listed>,
     /// Of `list`.
     known: Vec<Definition>,
@@ -136,7 +138,7 @@ impl LibvirtDriver {
         let has = Capabilities::parse(&self.virsh.ask(&["capabilities"]).await?)?;
         let list = self.virsh.list().await?;
         let known = self.definitions(&list, |_| false).await?;
-        Ok(Here { has, machines: BTreeMap::new(), list, known })
+        Ok(Here { has, machines: BTreeMap::new(), cpus: Compared::new(), list, known })
     }
 
     /// What a machine of this platform has.
@@ -176,7 +178,9 @@ impl LibvirtDriver {
             self.refuse_unready(there).await?;
         }
         let seed = self.seed_of(spec)?;
-        let site = Site { platform: &platform, can: &can, known: &here.known, seed: seed.as_deref() };
+        let lacks = self.lacks(&root, &can, &platform, &mut here.cpus).await.map_err(|e| self.about(spec, e))?;
+        let (lacks, seed) = (lacks.as_deref(), seed.as_deref());
+        let site = Site { platform: &platform, can: &can, lacks, known: &here.known, seed };
         let mut fitted = fit(root, spec, &site).map_err(|e| self.about(spec, e))?;
         fitted.notes.extend(unread);
         Ok(fitted)

@@ -6,6 +6,7 @@
 
 use std::path::Path;
 
+use super::cpu;
 use super::definition::{AGENT_CHANNEL, Definition, DiskPart, MARK, MARK_SPACE, drop_seed};
 use super::export::Export;
 use super::platform::{MachineAbilities, Platform};
@@ -25,6 +26,8 @@ pub(super) const RENEW: &str = "renew";
 pub(super) struct Site<'a> {
     pub(super) platform: &'a Platform,
     pub(super) can: &'a MachineAbilities,
+    /// What of the definition's CPU is missing here.
+    pub(super) lacks: Option<&'a str>,
     /// All VMs that are defined here.
     pub(super) known: &'a [Definition],
     /// The file that hands addresses to the guest, where its cards get any.
@@ -81,7 +84,7 @@ pub(super) fn fit(mut root: Element, spec: &VmSpec, site: &Site<'_>) -> Result<F
         "" => os.unset("machine"),
         machine => os.set("machine", machine),
     }
-    site.can.fit_cpu(&mut root, &mut notes)?;
+    cpu::fit(&mut root, site.can, &site.platform.kind, site.lacks, &mut notes)?;
     site.can.fit_firmware(&mut root, &mut notes)?;
     resources(&mut root, spec, &mut notes)?;
     drop_host_matters(&mut root, &mut notes);

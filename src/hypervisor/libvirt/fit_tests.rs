@@ -49,7 +49,7 @@ fn fitted(spec: &VmSpec, known: &[Definition]) -> Result<Fitted> {
     let can = MachineAbilities::parse(MACHINE).unwrap();
     let platform = choose(&root, &has, &spec.placement)?;
     let seed = seed::wanted(spec).then_some(Path::new("/var/lib/freshet-seeds/web.img"));
-    fit(root, spec, &Site { platform: &platform, can: &can, known, seed })
+    fit(root, spec, &Site { platform: &platform, can: &can, lacks: None, known, seed })
 }
 
 #[test]

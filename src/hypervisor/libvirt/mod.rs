@@ -9,7 +9,7 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `xml` | a tree that keeps what it does not know |
-//! | `definition`, `platform`, `fit`, `export` | what definitions mean, and how one is made to fit; pure |
+//! | `definition`, `platform`, `cpu`, `fit`, `export` | what definitions mean, and how one is made to fit; pure |
 //! | `virsh` | one call: bounds, errors |
 //! | `driver` | what Freshet asks of a hypervisor |
 //! | `take_in`, `copy` | VMs that are there already: their disks onto exports and back, off or running |
@@ -22,6 +22,7 @@
 //! its disks may have changed hands; a VM that is another's is never changed.
 
 mod copy;
+mod cpu;
 mod definition;
 mod driver;
 mod export;
