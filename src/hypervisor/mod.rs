@@ -15,6 +15,7 @@ mod guest_disks;
 mod libvirt;
 mod none;
 mod qemu;
+mod restarts;
 mod seed;
 mod spec;
 mod subprocess;

@@ -43,6 +43,7 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
+use super::restarts::Restarts;
 use crate::error::{Error, ErrorKind, Result};
 pub use definition::LIBVIRT_XML;
 use virsh::Virsh;
@@ -73,6 +74,8 @@ pub struct LibvirtDriver {
     replacing: Arc<Mutex<()>>,
     /// The last look at all VMs.
     seen: Arc<Mutex<trouble::Seen>>,
+    /// Guests that start anew by themselves.
+    restarts: Arc<std::sync::Mutex<Restarts>>,
 }
 
 impl LibvirtDriver {
@@ -93,7 +96,8 @@ impl LibvirtDriver {
         if !within(settings.poll, Duration::from_millis(10), Duration::from_secs(60)) {
             return bad(format!("poll is {:?}, must be 10 ms to 1 min", settings.poll));
         }
-        Ok(LibvirtDriver { virsh: Virsh { settings }, replacing: Arc::default(), seen: Arc::default() })
+        let virsh = Virsh { settings };
+        Ok(LibvirtDriver { virsh, replacing: Arc::default(), seen: Arc::default(), restarts: Arc::default() })
     }
 
     /// Whether libvirt runs on this host: then its processes and bridges can be seen here.

@@ -1,16 +1,18 @@
-//! What is wrong with VMs: they panicked, stand still, or ended as nobody wanted.
+//! What is wrong with VMs: they panicked, stand still, start anew again and again, or ended as nobody wanted.
 //!
 //! Guests are asked about one by one and often: one call tells the states of all, and serves all who ask within a second.
 //! Owns what the states mean. A panic is seen where the guest has a device that tells it (`<panic>`), and a guest that
 //! is started again after it (`on_crash`) is told by its event alone.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use tokio::sync::MutexGuard;
 
 use super::LibvirtDriver;
 use crate::error::Result;
+use crate::hypervisor::restarts::Restarts;
 use crate::ids::Name;
 
 /// How old a look may be.
@@ -76,7 +78,15 @@ impl LibvirtDriver {
     }
 
     pub(super) async fn trouble_of(&self, vm: &Name) -> Result<Option<String>> {
-        Ok(self.state_of(vm).await?.and_then(meaning).map(str::to_owned))
+        match self.state_of(vm).await?.and_then(meaning) {
+            Some(told) => Ok(Some(told.to_owned())),
+            None => Ok(self.restarts().trouble(vm, Instant::now())),
+        }
+    }
+
+    /// Which guests started anew by themselves, by the events that were heard.
+    pub(super) fn restarts(&self) -> std::sync::MutexGuard<'_, Restarts> {
+        self.restarts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a guest panicked and still has its process: it hears nothing any more.

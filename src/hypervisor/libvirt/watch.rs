@@ -3,6 +3,7 @@
 //! ```text
 //! started, by whatever hand, or found running -> its clients are told to connect again
 //! halted by an error of a disk -> gone on with once the exports of its disks answer
+//! started anew by itself -> counted: too often is trouble
 //! ```
 //!
 //! Owns the following. A guest that an error halted has lost nothing: its requests are made again. Invariants: nothing is
@@ -10,7 +11,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::LibvirtDriver;
 use super::definition::{Definition, Source};
@@ -56,6 +57,12 @@ fn understand(line: &str) -> Option<GuestChange> {
     Some(GuestChange { vm, event, detail })
 }
 
+/// The guest that starts anew by itself, where a line says that one does.
+fn restarted(line: &str) -> Option<Name> {
+    let (_, name) = line.split_once(": event 'reboot' for domain '")?;
+    Name::new(name.strip_suffix('\'')?).ok()
+}
+
 impl LibvirtDriver {
     /// Follows events for as long as this is waited for.
     pub(super) async fn watch_events(&self, tell: &(dyn Fn(GuestChange) + Send + Sync)) {
@@ -85,7 +92,13 @@ impl LibvirtDriver {
                 line = followed.next() => {
                     let Some(line) = line else { return any };
                     any = true;
+                    if let Some(vm) = restarted(&line) {
+                        self.restarts().note(&vm, Instant::now());
+                    }
                     let Some(change) = understand(&line) else { continue };
+                    if matches!(change.event, GuestEvent::Started | GuestEvent::Stopped) {
+                        self.restarts().forget(&change.vm);
+                    }
                     match change.event {
                         GuestEvent::Halted => drop(halted.insert(change.vm.clone())),
                         GuestEvent::Started => self.connect_again(&change.vm).await,
@@ -217,5 +230,11 @@ mod tests {
         assert_eq!(line("'block-job-2' for domain 'web': Block Copy for vda ready"), None);
         assert_eq!(line("'lifecycle' for domain"), None);
         assert_eq!(understand(""), None);
+
+        let line = |rest: &str| restarted(&format!("{at} {rest}")).map(|vm| vm.to_string());
+        assert_eq!(line("'reboot' for domain 'web 'x''").as_deref(), Some("web 'x'"));
+        for other in ["'reboot' for domain", "'reboot' for domain ''", "'rtc-change' for domain 'web'", ""] {
+            assert_eq!(line(other), None, "{other}");
+        }
     }
 }

@@ -17,6 +17,8 @@ use crate::hypervisor::{NicSpec, SEED_SERIAL, VmSpec, seed};
 
 /// The monitor's socket.
 pub(super) const MONITOR: &str = "monitor";
+/// The socket of the monitor that only tells events.
+pub(super) const EVENTS: &str = "events";
 /// The agent's socket.
 pub(super) const AGENT: &str = "agent";
 /// The console, where it goes to a file.
@@ -129,10 +131,12 @@ fn disk_of(n: usize, name: &str) -> Value {
 }
 
 fn monitor_and_console(out: &mut Arguments, console: Console) {
-    for (id, socket) in [("monitor", MONITOR), ("agent", AGENT)] {
+    for (id, socket) in [("monitor", MONITOR), ("events", EVENTS), ("agent", AGENT)] {
         out.pair("-chardev", format!("socket,id={id},path={socket},server=on,wait=off"));
     }
-    out.pair("-mon", "chardev=monitor,mode=control");
+    for id in ["monitor", "events"] {
+        out.pair("-mon", format!("chardev={id},mode=control"));
+    }
     out.pair("-device", "virtio-serial-pci");
     out.pair("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0");
     out.pair(

@@ -93,6 +93,19 @@ impl Lines {
         Err(unreachable(&self.what, format!("{MAX_PASSED} lines and no answer among them")))
     }
 
+    /// The next object, however long that takes. What is none is passed over.
+    ///
+    /// # Errors
+    /// `Unreachable` where the conversation ends.
+    pub(super) async fn next(&mut self) -> Result<Value> {
+        loop {
+            let line = self.line().await?;
+            if let Some(object) = serde_json::from_slice(&line).ok().filter(Value::is_object) {
+                return Ok(object);
+            }
+        }
+    }
+
     async fn line(&mut self) -> Result<Vec<u8>> {
         let mut line = Vec::new();
         loop {

@@ -12,6 +12,7 @@
 //! | `command`, `disk` | from a VM to QEMU's arguments |
 //! | `process` | processes: started, found again, ended |
 //! | `lines`, `qmp`, `agent` | talking to QEMU and to the guest's agent |
+//! | `resets` | guests that start anew by themselves |
 //! | `accel` | kvm or software emulation |
 //! | `mirror` | moving a running guest's disk |
 //!
@@ -28,6 +29,7 @@ mod lines;
 mod mirror;
 pub(super) mod process;
 mod qmp;
+mod resets;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -47,8 +49,9 @@ use self::command::{AGENT, CONSOLE, MONITOR, UEFI_VARS};
 use self::folder::{Folder, LOG, Moving};
 use self::process::Ends;
 use self::qmp::Qmp;
+use super::restarts::Restarts;
 use super::subprocess::find_program;
-use super::{BY_SEED, Foreseen, Hypervisor, OffEvidence, PowerState, Seed, VmEntry, VmSpec, seed};
+use super::{BY_SEED, Foreseen, GuestChange, Hypervisor, OffEvidence, PowerState, Seed, VmEntry, VmSpec, seed};
 use crate::error::{Error, ErrorKind, IoResultExt, Result, ResultExt};
 use crate::ids::Name;
 
@@ -74,12 +77,15 @@ pub struct QemuDriver {
     finding: OnceCell<Finding>,
     /// The end of what guests wrote to consoles that are read only once.
     said: Mutex<BTreeMap<Name, String>>,
+    /// Guests that start anew by themselves.
+    restarts: Mutex<Restarts>,
 }
 
 impl QemuDriver {
     /// A driver with these settings. Nothing is run or looked for yet: guests that run are known by their folders alone.
     pub fn new(settings: QemuSettings) -> QemuDriver {
-        QemuDriver { settings, ends: Ends::default(), finding: OnceCell::new(), said: Mutex::default() }
+        let (ends, finding) = (Ends::default(), OnceCell::new());
+        QemuDriver { settings, ends, finding, said: Mutex::default(), restarts: Mutex::default() }
     }
 
     /// Makes the folder of VMs, where it is not there.
@@ -102,6 +108,18 @@ impl QemuDriver {
 
     fn folder(&self, vm: &Name) -> Folder {
         Folder::new(&self.settings.dir, vm)
+    }
+
+    /// VMs that have a folder, by their names.
+    fn folders(&self) -> Result<Vec<Name>> {
+        self.make_dir()?;
+        let dir = &self.settings.dir;
+        let entries = std::fs::read_dir(dir).io_context(|| format!("read {}", dir.display()))?.flatten();
+        let named = entries.filter(|entry| entry.path().is_dir());
+        let mut names: Vec<Name> =
+            named.filter_map(|entry| entry.file_name().to_str().and_then(Name::from_key)).collect();
+        names.sort();
+        Ok(names)
     }
 
     fn known(&self, vm: &Name) -> Result<(Folder, VmSpec)> {
@@ -324,20 +342,18 @@ impl Hypervisor for QemuDriver {
         self.must_be_ready()
     }
 
+    async fn watch(&self, _tell: &(dyn Fn(GuestChange) + Send + Sync)) {
+        self.hear_resets().await;
+    }
+
     async fn inventory(&self) -> Result<Vec<VmEntry>> {
-        self.make_dir()?;
-        let dir = &self.settings.dir;
         let mut vms = Vec::new();
-        for entry in std::fs::read_dir(dir).io_context(|| format!("read {}", dir.display()))?.flatten() {
-            let named = entry.file_name().to_str().and_then(Name::from_key);
-            let Some(name) = named.filter(|_| entry.path().is_dir()) else { continue };
-            let folder = self.folder(&name);
+        for name in self.folders()? {
             // A folder without a definition is what is left of one that was being made.
-            if folder.read()?.is_some() {
+            if self.folder(&name).read()?.is_some() {
                 vms.push(VmEntry { state: self.state(&name).await?, name });
             }
         }
-        vms.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(vms)
     }
 
@@ -401,6 +417,7 @@ impl Hypervisor for QemuDriver {
             return Err(Error::new(ErrorKind::Refused, format!("{why}: {remedy}")));
         }
         self.said.lock().unwrap_or_else(PoisonError::into_inner).remove(vm);
+        self.restarts().forget(vm);
         let arguments = self.arguments(&spec).await?;
         folder.put_seed(seed_of(&spec)?.as_ref())?;
         let (program, ends, name, its) = (self.settings.program.clone(), self.ends.clone(), vm.clone(), folder.clone());
@@ -542,7 +559,7 @@ impl Hypervisor for QemuDriver {
                 Some(format!("it stood still since a disk failed; {then}"))
             }
             Ok("internal-error") => Some("QEMU stopped it after an internal error".to_owned()),
-            Ok(_) => None,
+            Ok(_) => self.restarts().trouble(vm, std::time::Instant::now()),
             Err(_) if !folder.is_alive()? => None,
             Err(e) => Some(format!("its QEMU does not answer: {e}")),
         })

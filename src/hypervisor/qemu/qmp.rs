@@ -1,6 +1,7 @@
 //! A client of QEMU's monitor (QMP): a connection for a few commands, answers decoded only as far as they are used.
 //!
-//! QEMU hears one client at a time on a socket, so nobody keeps a connection. Events are passed over: what is so is asked.
+//! QEMU hears one client at a time on a socket, so nobody keeps a connection to the monitor that is asked. Events are passed
+//! over there: what is so is asked.
 
 use std::path::Path;
 use std::time::Duration;
@@ -31,6 +32,18 @@ impl Qmp {
         let mut qmp = Qmp { lines, next: 0 };
         qmp.execute("qmp_capabilities", json!({})).await?;
         Ok(qmp)
+    }
+
+    /// The name of the next event, however long that takes.
+    ///
+    /// # Errors
+    /// `Unreachable` where QEMU is gone.
+    pub(super) async fn event(&mut self) -> Result<String> {
+        loop {
+            if let Some(name) = self.lines.next().await?.get("event").and_then(Value::as_str) {
+                return Ok(name.to_owned());
+            }
+        }
     }
 
     /// Runs a command; what it returns.

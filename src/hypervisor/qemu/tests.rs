@@ -18,6 +18,8 @@ const OBEYS: &[u8] = &[
 const DEAF: &[u8] = &[0xba, 0xf8, 0x03, 0xb0, b'u', 0xee, 0xfa, 0xf4, 0xeb, 0xfd];
 /// Prints and panics, as the device for it takes that.
 const PANICS: &[u8] = &[0xba, 0xf8, 0x03, 0xb0, b'!', 0xee, 0xba, 0x05, 0x05, 0xb0, 0x01, 0xee, 0xf4, 0xeb, 0xfd];
+/// Prints and resets the machine, as a kernel does that is to boot after a panic: `mov al, 0xfe; out 0x64, al; hlt`.
+const RESETS: &[u8] = &[0xba, 0xf8, 0x03, 0xb0, b'u', 0xee, 0xb0, 0xfe, 0xe6, 0x64, 0xf4];
 
 /// Longest wait for what must come.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -171,6 +173,32 @@ async fn a_guest_that_panics_stands_still_and_is_told_with_its_last_words() {
     assert!(!rig.driver.shutdown(&vm, Duration::from_secs(3600)).await.unwrap());
     assert!(!rig.driver.folder(&vm).process().unwrap().told);
     assert!(rig.driver.off_evidence(&vm).await.unwrap().because.contains("its guest panicked"));
+    rig.driver.power_off(&vm).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_guest_that_starts_anew_again_and_again_is_told() {
+    let Some(rig) = Rig::new("a guest of QEMU that starts anew") else { return };
+    let vm = rig.runs("web", RESETS).await;
+    let trouble = async {
+        let began = Instant::now();
+        loop {
+            match rig.driver.trouble(&vm).await.unwrap() {
+                Some(told) => break told,
+                None => assert!(began.elapsed() < PATIENCE, "its resets are not seen"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let told = tokio::select! {
+        told = trouble => told,
+        () = rig.driver.watch(&|_| ()) => panic!("nobody hears any more"),
+    };
+    assert!(told.contains("started anew by itself") && told.contains("does not stay up"), "{told}");
+    rig.driver.power_off(&vm).await.unwrap();
+    assert_eq!(rig.driver.trouble(&vm).await.unwrap(), None, "it is off");
+    rig.driver.start(&vm).await.unwrap();
+    assert_eq!(rig.driver.trouble(&vm).await.unwrap(), None, "what was before is no more");
     rig.driver.power_off(&vm).await.unwrap();
 }
 
