@@ -187,6 +187,7 @@ fn a_guest_is_moved_on_and_back_and_what_fails_or_is_killed_half_way_leaves_it_w
         site.appliance.until_recoverable("d");
         console.some_more();
         libvirt_life::a_frozen_file_system_is_clean(&site, &place, &console);
+        libvirt_life::a_backup_puts_it_on_an_overlay_and_back(&site, &place, &console);
 
         let back = site.ask(&["vm", "unprotect", "d", "web"]);
         assert!(back["notes"].to_string().contains("web.qcow2"), "{back:#}");
@@ -207,6 +208,44 @@ fn a_guest_is_moved_on_and_back_and_what_fails_or_is_killed_half_way_leaves_it_w
         console.assert_no_alarm();
         libvirt_life::it_strays_and_comes_back(&mut site, &place, &console);
     });
+}
+
+/// One without a device that would tell of a panic, whose boot sector resets it.
+async fn a_guest_that_starts_anew_again_and_again_is_told(libvirt: &Libvirt, driver: &LibvirtDriver, place: &Place) {
+    /// `mov al, 0xfe; out 0x64, al; hlt`: what a kernel does that is to boot after a panic.
+    const RESETS: [u8; 5] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4];
+    let (image, anew) = (place.path("anew.img"), name("anew"));
+    let mut sector = vec![0; 1 << 20];
+    sector[..RESETS.len()].copy_from_slice(&RESETS);
+    sector[510..512].copy_from_slice(&[0x55, 0xaa]);
+    std::fs::write(&image, sector).unwrap();
+    let told = async |wanted: bool| {
+        let began = std::time::Instant::now();
+        loop {
+            let told = driver.trouble(&anew).await.unwrap();
+            if told.is_some() == wanted {
+                return told.unwrap_or_default();
+            }
+            assert!(began.elapsed() < Duration::from_secs(120), "it is {told:?} still");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let watching = tokio::spawn({
+        let driver = driver.clone();
+        async move { driver.watch(&|_| ()).await }
+    });
+    libvirt.define(&format!(
+        "<domain type='qemu'><name>anew</name><memory unit='MiB'>64</memory><os><type>hvm</type></os><devices>{}\
+         </devices></domain>",
+        file_disk("vda", &image, "raw")
+    ));
+    libvirt.virsh(&["start", "anew"]);
+    let why = told(true).await;
+    assert!(why.contains("started anew by itself") && why.contains("does not stay up"), "{why}");
+    assert_eq!(driver.state(&anew).await.unwrap(), PowerState::Running, "nothing else tells of it");
+    libvirt.virsh(&["destroy", "anew"]);
+    told(false).await;
+    watching.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -256,8 +295,11 @@ async fn the_driver_says_what_is_wrong_and_undefines_no_disk() {
     let evidence = driver.off_evidence(&web).await.unwrap();
     assert!(evidence.off && evidence.because.contains("no process of this host"), "{evidence:?}");
 
+    a_guest_that_starts_anew_again_and_again_is_told(&libvirt, &driver, &place).await;
+
     let wrong = LibvirtDriver::new(settings("foo:///bar", &place)).unwrap().state(&web).await.unwrap_err();
-    assert!(matches!(wrong.kind(), ErrorKind::Invalid | ErrorKind::Unreachable), "{wrong}");
+    // No waiting helps.
+    assert!(wrong.kind() == ErrorKind::Invalid && wrong.to_string().contains("foo:///bar"), "{wrong}");
     let guests = driver.guest_disks().unwrap();
     assert!(guests.look(&name("nobody")).await.unwrap().is_none());
     let found = guests.look(&web).await.unwrap().unwrap();

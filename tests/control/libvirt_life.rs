@@ -1,5 +1,5 @@
-//! Parts of the life of a guest under libvirt: a point for which its file system was frozen, and a guest that somebody starts
-//! on other disks than those that are served.
+//! Parts of the life of a guest under libvirt: a point for which its file system was frozen, a backup that puts it on an overlay
+//! and back, and a guest that somebody starts on other disks than those that are served.
 
 use std::path::{Path, PathBuf};
 
@@ -86,6 +86,56 @@ fn on_file(site: &LibvirtSite<'_>, image: &Path) -> String {
     let (before, rest) = xml.split_once("<disk type='network'").unwrap_or_else(|| panic!("{xml}"));
     let (_, after) = rest.split_once("</disk>").unwrap();
     format!("{before}{}{after}", file_disk("vda", image, "qcow2"))
+}
+
+/// What a program for backups does every night: an overlay over the export of a guest that runs, the disk below it copied,
+/// and the overlay merged into it again. What it writes meanwhile is nobody's until then, and is told so; nothing has to be
+/// done for it to be recoverable again.
+pub(super) fn a_backup_puts_it_on_an_overlay_and_back(site: &LibvirtSite<'_>, place: &Place, console: &Console) {
+    let overlay = place.path("overlay.qcow2");
+    let boots = console.count("whole");
+    let spec = format!("vda,snapshot=external,file={}", overlay.display());
+    site.libvirt.virsh(&["snapshot-create-as", "web", "--disk-only", "--atomic", "--no-metadata", "--diskspec", &spec]);
+    let is_astray = |shown: &Value| {
+        let told = shown["problems"].to_string();
+        shown["vms"][0]["status"] == "PROTECTION_STATUS_ERROR" && told.contains(&format!("vda ({})", overlay.display()))
+    };
+    site.appliance.until("d", "a guest on an overlay", is_astray);
+    let meanwhile = console.some_more();
+    let point = point_of(&site.ask(&["domain", "point", "d"]));
+    assert_eq!(vms_at(place, point), 0, "no point covers what is in the overlay");
+
+    site.libvirt.virsh(&["blockcommit", "web", "vda", "--active", "--pivot", "--wait"]);
+    let shown = site.appliance.until_recoverable("d");
+    assert_eq!(shown["problems"].as_array().map_or(0, Vec::len), 0, "{shown:#}");
+    console.some_more();
+    let cut = site.ask(&["domain", "point", "d", "--quiesce"]);
+    assert_eq!(cut["quiesced"], true, "{cut:#}");
+    let found = rows_in(&disk_at(place, "committed", Some(point_of(&cut))));
+    assert!(found >= meanwhile, "{found} of {meanwhile}, which it wrote into the overlay");
+    console.some_more();
+    console.assert_no_alarm();
+    assert_eq!(console.count("whole"), boots, "it never stopped");
+}
+
+/// How many lines the ext4 in an image has, none of them missing.
+fn rows_in(image: &Path) -> u64 {
+    let out = tool("debugfs").args(["-R", "cat /rows"]).arg(image).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let text = String::from_utf8(out.stdout).unwrap();
+    let whole = text.lines().enumerate().all(|(n, row)| row == format!("row {}", n + 1));
+    assert!(whole, "a row is missing: {text}");
+    text.lines().count() as u64
+}
+
+/// How many VMs a point of domain `d` covers.
+fn vms_at(place: &Place, point: u64) -> u64 {
+    let mut points = freshet();
+    points.args(["--json", "points", "--store", &place.store_url(), "--domain", "d"]);
+    let points = Ran::of(&mut points).good();
+    let all = points["points"].as_array().unwrap();
+    let found = all.iter().find(|one| one["point"].as_u64() == Some(point));
+    found.and_then(|one| one["vms"].as_u64()).unwrap_or_else(|| panic!("no point {point}: {points:#}"))
 }
 
 /// A guest that is protected is started on the image that it had before, and the appliance is restarted meanwhile: it is not

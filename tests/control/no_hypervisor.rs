@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use super::appliance::{Appliance, MIB, PATIENCE, Place};
 use super::figures::{page, value};
+use crate::support::real_images::find;
+use crate::support::skipped;
 
 /// Settings with a QEMU at this place.
 fn settings(place: &Place, program: &Path) -> String {
@@ -82,6 +84,16 @@ fn exports_come_back_without_a_hypervisor_and_it_is_looked_for_until_it_is_there
     drop(guest);
     assert!(first.stop().success());
 
+    // A URI that is none of libvirt's serves all the same, and is named.
+    match find("virsh") {
+        None => skipped("a wrong URI of libvirt", "no virsh here"),
+        Some(_) => {
+            let more = "metrics = \"127.0.0.1:0\"\n[hypervisor]\nkind = \"libvirt\"\nuri = \"foo:///bar\"\n";
+            let site = until_told(&place.serve_with("astray", more), true);
+            let why = site["hypervisor_problem"].as_str().unwrap();
+            assert!(why.contains("virsh domstats at foo:///bar") && why.contains("driver"), "{why}");
+        }
+    }
     // What is wrong in itself is refused, and nothing is served.
     let wrong = place.settings("third", "[hypervisor]\nkind = \"libvirt\"\nuri = \"--config\"\n");
     let refused = Appliance::start(&wrong, &place.path("third-api.sock")).err().expect("it must not start");
