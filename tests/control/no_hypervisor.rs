@@ -88,10 +88,10 @@ fn exports_come_back_without_a_hypervisor_and_it_is_looked_for_until_it_is_there
     match find("virsh") {
         None => skipped("a wrong URI of libvirt", "no virsh here"),
         Some(_) => {
-            let more = "metrics = \"127.0.0.1:0\"\n[hypervisor]\nkind = \"libvirt\"\nuri = \"foo:///bar\"\n";
+            let more = "metrics = \"127.0.0.1:0\"\n[hypervisor]\nkind = \"libvirt\"\nuri = \"foo+bar:///\"\n";
             let site = until_told(&place.serve_with("astray", more), true);
             let why = site["hypervisor_problem"].as_str().unwrap();
-            assert!(why.contains("virsh domstats at foo:///bar") && why.contains("driver"), "{why}");
+            assert!(why.contains("virsh domstats at foo+bar:///") && why.contains("not recognised"), "{why}");
         }
     }
     // What is wrong in itself is refused, and nothing is served.

@@ -68,21 +68,26 @@ impl LibvirtDriver {
             "raw" => DiskPlace::Raw(path),
             _ => DiskPlace::Image { path, format },
         };
-        let place = match part.source {
-            Source::File { path, format } | Source::Block { path, format } => raw_or(path, format),
+        // Of an export that is away, nothing is asked.
+        let mut asked = vec!["domblkinfo", &vm.uuid, &part.target];
+        let place = match &part.source {
+            Source::File { path, format } | Source::Block { path, format } => raw_or(path.clone(), format.clone()),
             Source::Volume { pool, volume, format } => {
-                let path = self.virsh.ask(&["vol-path", "--pool", &pool, &volume]).await?;
-                raw_or(path.trim().into(), format)
+                if !vm.active {
+                    // Only a start has libvirt find out which file it is.
+                    asked = vec!["vol-info", "--bytes", "--pool", pool, volume];
+                }
+                let path = self.virsh.ask(&["vol-path", "--pool", pool, volume]).await?;
+                raw_or(path.trim().into(), format.clone())
             }
-            Source::Nbd { export, socket } => DiskPlace::Export { name: export, socket },
+            Source::Nbd { export, socket } => DiskPlace::Export { name: export.clone(), socket: socket.clone() },
             Source::None | Source::Other(_) => {
                 return Err(Error::new(ErrorKind::Refused, format!("disk {name} has no bytes that could be taken in")));
             }
         };
-        // Of an export that is away, nothing is asked.
         let size = match &place {
             DiskPlace::Export { .. } => 0,
-            _ => capacity(&self.virsh.ask(&["domblkinfo", &vm.uuid, &part.target]).await?)?,
+            _ => capacity(&self.virsh.ask(&asked).await?)?,
         };
         Ok(FoundDisk { name, place, size })
     }
@@ -154,11 +159,10 @@ pub(super) fn onto_image(disk: &mut Element, image: &std::path::Path) -> Result<
     Ok(())
 }
 
-/// What `virsh domblkinfo` tells of the bytes that the guest sees.
+/// What `virsh domblkinfo` and `virsh vol-info` tell of the bytes that the guest sees.
 fn capacity(text: &str) -> Result<u64> {
-    let number = text.lines().find_map(|line| line.strip_prefix("Capacity:")?.trim().parse().ok());
-    number
-        .ok_or_else(|| Error::new(ErrorKind::Damaged, format!("virsh domblkinfo says {text:?}, which is no capacity")))
+    let number = text.lines().find_map(|line| line.strip_prefix("Capacity:")?.split_whitespace().next()?.parse().ok());
+    number.ok_or_else(|| Error::new(ErrorKind::Damaged, format!("virsh says {text:?}, which is no capacity")))
 }
 
 #[cfg(test)]
@@ -178,6 +182,7 @@ mod tests {
         assert_eq!(DiskPart::of(&disk).source, source);
         assert!(!disk.write().unwrap().contains("policy"));
         assert_eq!(capacity("Capacity:       100663296\nAllocation:     1\n").unwrap(), 100_663_296);
+        assert_eq!(capacity("Name:  v\nCapacity:       4194304 bytes\n").unwrap(), 4 << 20);
         assert!(capacity("nothing").is_err());
     }
 }

@@ -19,8 +19,13 @@ const TELLING: [&str; 1] = ["domfsfreeze"];
 /// Variables that say where a user's own libvirt is.
 const KEPT_VARIABLES: [&str; 4] = ["HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"];
 /// What is told of a URI that is none of libvirt's.
-const WRONG_URI: [&str; 4] =
-    ["no connection driver available", "failed to parse", "unknown driver", "nable to parse URI"];
+const WRONG_URI: [&str; 5] = [
+    "no connection driver available",
+    "failed to parse",
+    "unknown driver",
+    "nable to parse URI",
+    "transport in URL not recognised",
+];
 /// What is told where the daemon does not answer, or went away.
 const AWAY: [&str; 9] = [
     "failed to connect to the hypervisor",
