@@ -10,9 +10,16 @@ pub(super) fn json(done: &GuestDemoReport, kept: bool) -> Value {
     let recovery = |r: &Recovery| {
         json!({
             "acknowledged_rows": r.acknowledged,
+            "landed_rows": r.landed,
             "found_rows": r.found,
+            "boots": r.boots,
             "rpo": { "rows": r.lost_rows, "seconds": r.rpo_seconds },
-            "rto": { "seconds": r.rto_seconds, "steps": r.steps.iter().map(|(name, s)| json!({ "step": name, "seconds": s })).collect::<Vec<_>>() },
+            "rto": {
+                "seconds": r.rto_seconds,
+                "steps": r.steps.iter().map(|(name, s)| json!({ "step": name, "seconds": s })).collect::<Vec<_>>(),
+                "shorter_steps_seconds": r.short_seconds,
+                "boot_seconds": r.boot_seconds,
+            },
         })
     };
     json!({
@@ -59,6 +66,8 @@ pub(super) fn text(done: &GuestDemoReport) -> String {
         };
         row(&format!("  of it: {name}"), both(&took));
     }
+    row("  of it: shorter steps", both(&|r| format!("{:.2}", r.short_seconds)));
+    row("  of it: the guests' boot", both(&|r| format!("{:.2}", r.boot_seconds)));
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }

@@ -39,6 +39,7 @@ database() {
         # A row counts once it is on the disk for certain.
         echo "$n $up" | dd of=/data/rows oflag=append conv=notrunc,fsync 2> /dev/null && echo "$n" > /run/www/newest
     done
+    echo "stopped after $n"
 }
 website() {
     echo "boot" >> /data/boots

@@ -12,12 +12,14 @@
 //! | `between` | the storage site between both sites |
 //! | `site` | a site's processes, and what it is asked |
 //! | `rows` | what a client of the guests sees |
+//! | `recovery` | what it adds up to: loss, and time by step |
 //!
 //! It says what really happened: rows are counted by a client and by the database, times by this program's clock.
 
 mod archive;
 mod between;
 mod kernel;
+mod recovery;
 mod rows;
 mod site;
 
@@ -29,6 +31,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use self::between::Between;
+use self::recovery::Seen;
 use self::rows::{RowWatch, get};
 use self::site::{DOMAIN, LOG_SIZE, LOOK, NETWORK, PATIENCE, Site};
 use crate::cancel::Cancel;
@@ -41,6 +44,7 @@ use crate::progress::Progress;
 
 pub use archive::Archive;
 pub use kernel::{GUEST_MODULES, GuestKernel};
+pub use recovery::Recovery;
 
 /// The QEMU that runs the guests.
 pub const QEMU: &str = "/usr/bin/qemu-system-x86_64";
@@ -79,42 +83,6 @@ pub struct GuestStage {
     pub seconds: f64,
     /// What.
     pub what: String,
-}
-
-/// One way back of the guests.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Recovery {
-    /// Newest row that the client had seen acknowledged before.
-    pub acknowledged: u64,
-    /// Rows that the database had afterwards, whole and in order.
-    pub found: u64,
-    /// Rows of those acknowledged that were not there.
-    pub lost_rows: u64,
-    /// Seconds of the client's time in which those were acknowledged.
-    pub rpo_seconds: f64,
-    /// Seconds from the command to both guests serving.
-    pub rto_seconds: f64,
-    /// Of these, each step of the task.
-    pub steps: Vec<(String, f64)>,
-}
-
-impl Recovery {
-    /// # Errors
-    /// `Unreachable` where no row was seen before: then nothing can be said of what was lost.
-    fn of(rows: &RowWatch, found: u64, rto: Duration, task: &Value) -> Result<Recovery> {
-        let acknowledged = rows.newest();
-        if acknowledged == 0 {
-            return Err(Error::new(ErrorKind::Unreachable, "no row of the database was seen before its site was left"));
-        }
-        Ok(Recovery {
-            acknowledged,
-            found,
-            lost_rows: acknowledged.saturating_sub(found),
-            rpo_seconds: rows.lost_since(found).as_secs_f64(),
-            rto_seconds: rto.as_secs_f64(),
-            steps: steps(task),
-        })
-    }
 }
 
 /// What was shown.
@@ -238,7 +206,7 @@ impl Demo {
             self.first.driver.define(&spec(&self.dir, vm, &image)?).await?;
             self.first.driver.start(vm).await?;
         }
-        self.until_serving(&self.first).await?;
+        self.until_serving(&self.first, 1).await?;
         self.report.boot_seconds = since.elapsed().as_secs_f64();
         self.done(since, "both guests run on plain images: nothing protects them");
         let database = self.first.way(&self.vms[0]).unwrap_or_else(|| ([127, 0, 0, 1], 0).into());
@@ -282,7 +250,9 @@ impl Demo {
             let plain = self.dir.join("plain").join(vm.key());
             std::fs::remove_file(&plain).io_context(|| format!("remove {}", plain.display()))?;
         }
-        self.first.until("a point that covers both guests", is_recoverable).await?;
+        // Points before this one may be of disks that were still empty.
+        let point = self.cut(&self.first).await?;
+        self.first.until("a point that covers both guests as they are", |shown| covers(shown, point)).await?;
         self.report.live_pause_seconds = rows.take_longest_pause().as_secs_f64();
         let written = rows.newest().saturating_sub(before);
         self.done(since, format!("both disks moved under protection while the guests ran: {written} rows meanwhile"));
@@ -324,29 +294,29 @@ impl Demo {
         self.done(since, "DISASTER: kill -9 of the first site's appliance and guests");
         self.progress.stage("complete by force at the second site");
         let since = Instant::now();
-        let task = self.second.task(&["failover", "complete", DOMAIN, "--yes", DOMAIN]).await?;
-        self.until_serving(&self.second).await?;
+        let task = &self.second.task(&["failover", "complete", DOMAIN, "--yes", DOMAIN]).await?;
+        let boots = self.until_serving(&self.second, 2).await?;
         let rto = since.elapsed();
         let found = self.found(&self.second).await?;
-        self.report.forced = Recovery::of(&rows, found, rto, &task)?;
+        let acknowledged = rows.newest();
+        self.report.forced = Recovery::of(&Seen { rows: &rows, acknowledged, landed, found, boots, rto, task })?;
         self.done(since, format!("forced completion: both guests serve at the second site, with {found} rows"));
-        if found < landed {
-            let why = format!("{landed} rows had landed at the second site, and {found} are there after the disaster");
-            return Err(Error::new(ErrorKind::Damaged, why));
-        }
         Ok(())
     }
 
     /// Waits until what was acknowledged a moment ago has landed at the second site; its newest row.
     async fn landed(&self, rows: &RowWatch) -> Result<u64> {
         let row = rows.newest();
-        let cut = self.first.ask(&["domain", "point", DOMAIN]).await?;
-        let number = |point: &Value| point.as_u64().or_else(|| point.as_str()?.parse().ok());
-        let none = || Error::new(ErrorKind::Internal, format!("a point without a number: {cut}"));
-        let point = number(&cut["point"]).ok_or_else(none)?;
+        let point = self.cut(&self.first).await?;
         let has_it = |shown: &Value| number(&shown["follow"]["landed"]["number"]) >= Some(point);
         self.second.until("a point that was cut at the first site", has_it).await?;
         Ok(row)
+    }
+
+    /// Cuts a point; its number.
+    async fn cut(&self, site: &Site) -> Result<u64> {
+        let cut = site.ask(&["domain", "point", DOMAIN]).await?;
+        number(&cut["point"]).ok_or_else(|| Error::new(ErrorKind::Internal, format!("a point without a number: {cut}")))
     }
 
     /// The first site's appliance comes back, takes its disks up to date, and the guests with a planned hand-over.
@@ -364,31 +334,40 @@ impl Demo {
         self.first.until("its disks follow", |shown| shown["follow"]["caught_up"] == true).await?;
         self.done(since, "the first site's appliance is back, fenced; its own disks follow, only differences fetched");
         tokio::time::sleep(WRITES).await;
-        self.second.until("everything is recoverable", is_recoverable).await?;
+        let landed = rows.newest();
+        let point = self.cut(&self.second).await?;
+        self.second.until("everything is recoverable", |shown| covers(shown, point)).await?;
 
         self.progress.stage("planned failback to the first site");
         let since = Instant::now();
-        let task = self.first.task(&["failover", "complete", DOMAIN, "--planned", "--yes", DOMAIN]).await?;
-        self.until_serving(&self.first).await?;
+        let task = &self.first.task(&["failover", "complete", DOMAIN, "--planned", "--yes", DOMAIN]).await?;
+        let boots = self.until_serving(&self.first, 3).await?;
         let rto = since.elapsed();
         let found = self.found(&self.first).await?;
-        self.report.planned = Recovery::of(&rows, found, rto, &task)?;
+        let acknowledged = self.second.said_last(&self.vms[0], "stopped after").await?;
+        self.report.planned = Recovery::of(&Seen { rows: &rows, acknowledged, landed, found, boots, rto, task })?;
         self.done(since, format!("planned failback: both guests serve at the first site, with {found} rows"));
-        let lost = self.report.planned.lost_rows;
-        match lost {
-            0 => Ok(()),
-            _ => {
-                let why = format!("{lost} rows were acknowledged and are not there after a planned failback");
-                Err(Error::new(ErrorKind::Damaged, why))
-            }
+        if found != acknowledged {
+            let why =
+                format!("the database had acknowledged {acknowledged} rows at its end, and came back with {found}");
+            return Err(Error::new(ErrorKind::Damaged, why));
         }
+        Ok(())
     }
 
-    async fn until_serving(&self, site: &Site) -> Result<()> {
+    /// Waits until both guests serve; how often the web server has booted from its disk, which must be `boots` times.
+    ///
+    /// # Errors
+    /// `Io` where one does not come to serve, `Damaged` where the disk counts other boots.
+    async fn until_serving(&self, site: &Site, boots: u64) -> Result<u64> {
+        let mut said = String::new();
         let until = Instant::now() + PATIENCE;
         for (vm, page) in self.vms.iter().zip(["found", "index.html"]) {
             let address = site.way(vm).unwrap_or_else(|| ([127, 0, 0, 1], 0).into());
-            while get(address, page).await.is_none() {
+            said = loop {
+                if let Some(said) = get(address, page).await {
+                    break said;
+                }
                 if let Some(trouble) = site.driver.trouble(vm).await? {
                     return Err(Error::new(ErrorKind::Io, format!("guest {vm}: {trouble}")));
                 }
@@ -397,9 +376,15 @@ impl Demo {
                     return Err(Error::new(ErrorKind::Io, format!("guest {vm} does not serve (off: {off})")));
                 }
                 tokio::time::sleep(LOOK).await;
+            };
+        }
+        match boots_of(&said) {
+            Some(counted) if counted == boots => Ok(counted),
+            _ => {
+                let why = format!("the web server is at boot {boots} of its disk, and its page says {said:?}");
+                Err(Error::new(ErrorKind::Damaged, why))
             }
         }
-        Ok(())
     }
 
     /// Rows that the database found at its boot.
@@ -417,8 +402,21 @@ impl Demo {
     }
 }
 
-fn is_recoverable(shown: &Value) -> bool {
-    shown["status"] == "PROTECTION_STATUS_RECOVERABLE"
+/// Whether a domain is recoverable, each VM at `point` or later.
+fn covers(shown: &Value, point: u64) -> bool {
+    let vms = shown["vms"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let covered = vms.iter().all(|vm| number(&vm["point"]) >= Some(point));
+    shown["status"] == "PROTECTION_STATUS_RECOVERABLE" && vms.len() == GUESTS.len() && covered
+}
+
+/// A number of 64 bits, which JSON of the interface has as text.
+fn number(value: &Value) -> Option<u64> {
+    value.as_u64().or_else(|| value.as_str()?.parse().ok())
+}
+
+/// How many boots the page of the web server tells.
+fn boots_of(page: &str) -> Option<u64> {
+    page.strip_prefix("<h1>page of ")?.strip_suffix(" boots</h1>")?.parse().ok()
 }
 
 /// Kernel, first root, definitions and file systems.
@@ -486,14 +484,27 @@ fn spec(dir: &Path, vm: &Name, image: &Path) -> Result<VmSpec> {
     })
 }
 
-/// Steps of a task that took a tenth of a second or more, with their seconds.
-fn steps(task: &Value) -> Vec<(String, f64)> {
-    const LEAST: f64 = 0.1;
-    let time = |value: &Value| value.as_str()?.parse::<jiff::Timestamp>().ok();
-    let took = |step: &Value| {
-        let seconds = time(&step["ended"])?.duration_since(time(&step["began"])?).as_secs_f64();
-        Some((step["name"].as_str()?.to_owned(), seconds))
-    };
-    let all = task["steps"].as_array().into_iter().flatten().filter_map(took);
-    all.filter(|(_, seconds)| *seconds >= LEAST).collect()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_point_counts_once_it_covers_every_guest() {
+        let shown = |status: &str, points: &[u64]| {
+            let vms: Vec<Value> = points.iter().map(|n| serde_json::json!({ "point": n.to_string() })).collect();
+            serde_json::json!({ "status": format!("PROTECTION_STATUS_{status}"), "vms": vms })
+        };
+        assert!(covers(&shown("RECOVERABLE", &[7, 8]), 7));
+        assert!(!covers(&shown("RECOVERABLE", &[6, 8]), 7), "a disk that was still empty");
+        assert!(!covers(&shown("RECOVERABLE", &[8]), 7) && !covers(&shown("INITIAL_SYNC", &[7, 8]), 7));
+        assert!(!covers(&serde_json::json!({ "status": "PROTECTION_STATUS_RECOVERABLE", "vms": [{}, {}] }), 0));
+    }
+
+    #[test]
+    fn a_page_without_a_count_is_no_boot() {
+        assert_eq!(boots_of("<h1>page of 3 boots</h1>"), Some(3));
+        for other in ["", "<h1>page of  boots</h1>", "<h1>page of 3", "hello"] {
+            assert_eq!(boots_of(other), None, "{other}");
+        }
+    }
 }

@@ -140,6 +140,19 @@ impl Site {
         done
     }
 
+    /// The number behind the last whole line with these words that a guest wrote to its console.
+    ///
+    /// # Errors
+    /// `Io` where it said no such thing.
+    pub(super) async fn said_last(&self, vm: &Name, words: &str) -> Result<u64> {
+        let path = self.dir.join("vms").join(vm.key()).join("console");
+        let bytes = tokio::fs::read(&path).await.io_context(|| format!("read {}", path.display()))?;
+        let said = String::from_utf8_lossy(&bytes);
+        let number = said.lines().rev().find_map(|line| line.trim().strip_prefix(words)?.trim().parse().ok());
+        let none = || Error::new(ErrorKind::Io, format!("guest {vm} did not say \"{words}\", see {}", path.display()));
+        number.ok_or_else(none)
+    }
+
     /// What a command about the appliance says.
     pub(super) async fn ask(&self, args: &[&str]) -> Result<Value> {
         self.cancel.check()?;
