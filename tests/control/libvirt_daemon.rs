@@ -176,8 +176,11 @@ fn a_daemon_that_goes_away_in_the_middle_and_a_guest_that_panics_hold_up_nobody_
             problems.contains("VM bad: its guest panicked") && !problems.contains("VM web")
         };
         second.appliance.until("d", "the panic", panicked);
-        let events = second.ask(&["event", "list", "--subject", "d"]).to_string();
-        assert!(events.contains("guest crashed") && events.contains("guest in trouble"), "{events}");
+        // Written down beside it, by whoever hears of it.
+        web.console.wait("what is written of the panic", || {
+            let events = second.ask(&["event", "list", "--subject", "d"]).to_string();
+            events.contains("guest crashed") && events.contains("guest in trouble")
+        });
         // Nobody waits for one that hears nothing.
         let driver = second.libvirt.driver(&place.path("seeds"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

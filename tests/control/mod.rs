@@ -13,6 +13,7 @@ mod figures;
 mod flow;
 mod hostile;
 mod libvirt;
+mod libvirt_cards;
 mod libvirt_daemon;
 mod libvirt_disks;
 mod libvirt_life;

@@ -59,6 +59,11 @@ impl Kernel {
         self.pack_all(&modules, &agent::borrowed(programs), &format!("{}{script}", agent::RUN), into);
     }
 
+    /// The same with further modules and programs, which need no module of the agent's.
+    pub(crate) fn pack_both(&self, more: &[&str], programs: &[(String, PathBuf)], script: &str, into: &Path) {
+        self.pack_all(more, &agent::borrowed(programs), script, into);
+    }
+
     /// The same with further modules.
     pub(crate) fn pack_with(&self, more: &[&str], script: &str, into: &Path) {
         self.pack_all(more, &[], script, into);

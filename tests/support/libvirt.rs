@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use freshet::hypervisor::{LibvirtDriver, LibvirtSettings};
 
+use super::namespaces::Namespace;
 use super::real_images::{find, tool};
 
 /// Longest wait for what must come.
@@ -71,6 +72,8 @@ impl User {
 pub(crate) struct Libvirt {
     dir: PathBuf,
     user: User,
+    /// Where it and its guests are, if not in this machine's own network.
+    network: Option<Namespace>,
     daemon: Option<Child>,
 }
 
@@ -82,6 +85,11 @@ impl Libvirt {
 
     /// The same with guests that run as this user.
     pub(crate) fn start_as(dir: &Path, user: User) -> Libvirt {
+        Libvirt::start_in(dir, user, None)
+    }
+
+    /// The same in a network of its own.
+    pub(crate) fn start_in(dir: &Path, user: User, network: Option<Namespace>) -> Libvirt {
         for (there, own) in PLACES {
             std::fs::create_dir_all(dir.join(own)).unwrap();
             // A place to mount at; left empty where it was not there.
@@ -98,7 +106,7 @@ impl Libvirt {
         let rest = "security_driver = \"none\"\nnamespaces = []\ncgroup_controllers = []\nstdio_handler = \"file\"\n";
         let qemu = format!("{}{rest}", user.settings());
         std::fs::write(dir.join("etc/qemu.conf"), qemu).unwrap();
-        let mut libvirt = Libvirt { dir: dir.to_owned(), user, daemon: None };
+        let mut libvirt = Libvirt { dir: dir.to_owned(), user, network, daemon: None };
         libvirt.start_again();
         libvirt
     }
@@ -112,7 +120,10 @@ impl Libvirt {
         command.args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"]).arg(&self.dir);
         let out = std::fs::File::create(self.dir.join("log/out")).unwrap();
         command.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out);
-        self.daemon = Some(command.spawn().unwrap());
+        self.daemon = Some(match &self.network {
+            None => command.spawn().unwrap(),
+            Some(network) => network.within(|| command.spawn()).unwrap(),
+        });
         let began = Instant::now();
         while self.try_virsh(&["version"]).is_err() {
             assert!(began.elapsed() < PATIENCE, "{}", std::fs::read_to_string(self.dir.join("log/out")).unwrap());
@@ -165,6 +176,15 @@ impl Libvirt {
         let file = self.dir.join("new.xml");
         std::fs::write(&file, xml).unwrap();
         self.virsh(&["define", file.to_str().unwrap()]);
+    }
+
+    /// Makes a network of this name that cards can be on, around a bridge which is there.
+    pub(crate) fn make_network(&self, name: &str, bridge: &str) {
+        let file = self.dir.join("new.xml");
+        let xml = format!("<network><name>{name}</name><forward mode='bridge'/><bridge name='{bridge}'/></network>");
+        std::fs::write(&file, xml).unwrap();
+        self.virsh(&["net-define", file.to_str().unwrap()]);
+        self.virsh(&["net-start", name]);
     }
 
     /// The word for the state of a VM.

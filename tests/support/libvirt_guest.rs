@@ -2,10 +2,12 @@
 //! and tells its console whether all are there when it boots.
 //!
 //! What it is started with on its kernel's command line: `hold=N` waits so many seconds before it obeys its power button,
-//! `agent=hangs` takes what its agent is told and never answers, `part=panics` panics before it looks at its disks.
+//! `agent=hangs` takes what its agent is told and never answers, `part=panics` panics before it looks at its disks. One with a
+//! card also tells which hardware it has.
 
 use std::path::{Path, PathBuf};
 
+use super::agent;
 use super::appliance::Place;
 use super::console::Console;
 use super::guest::Kernel;
@@ -19,6 +21,18 @@ const MODULES: [&str; 5] = [
     "drivers/misc/pvpanic/pvpanic",
     "drivers/misc/pvpanic/pvpanic-mmio",
 ];
+
+/// Modules of a card, beside those.
+const CARD: [&str; 3] = ["net/core/failover", "drivers/net/net_failover", "drivers/net/virtio_net"];
+
+/// What one with a card does before: tells its processors, its memory in KiB, and the address of its card.
+const TELL: &str = r#"
+mount -t sysfs sys /sys
+ip link set eth0 up || echo failed: card
+echo "cpus $(grep -c ^processor /proc/cpuinfo)"
+echo "memory $(sed -n 's/^MemTotal: *\([0-9]*\) .*/\1/p' /proc/meminfo)"
+echo "card $(cat /sys/class/net/eth0/address)"
+"#;
 
 /// What it does: tells what it finds, writes on, and ends with its power button.
 const SCRIPT: &str = r#"
@@ -75,11 +89,31 @@ pub(crate) struct LibvirtGuest {
 impl LibvirtGuest {
     /// One without a disk, and its script in a place.
     pub(crate) fn new(place: &Place, kernel: &Kernel, name: &'static str) -> LibvirtGuest {
-        // Its own, since libvirt gives such files to the user that QEMU runs as.
-        let (own, initramfs) = (place.path("kernel"), place.path("initramfs"));
+        let initramfs = place.path("initramfs");
         if !initramfs.exists() {
-            std::fs::copy(kernel.image(), &own).unwrap();
             kernel.pack_with(&MODULES, SCRIPT, &initramfs);
+        }
+        LibvirtGuest::of(place, kernel, name, initramfs)
+    }
+
+    /// The same for one that has a card, and these programs of an agent that runs.
+    pub(crate) fn with_card(
+        place: &Place,
+        kernel: &Kernel,
+        name: &'static str,
+        programs: &[(String, PathBuf)],
+    ) -> LibvirtGuest {
+        let initramfs = place.path("initramfs-card");
+        let script = [agent::RUN, TELL, SCRIPT].concat();
+        kernel.pack_both(&[&MODULES[..], &CARD].concat(), programs, &script, &initramfs);
+        LibvirtGuest::of(place, kernel, name, initramfs)
+    }
+
+    fn of(place: &Place, kernel: &Kernel, name: &'static str, initramfs: PathBuf) -> LibvirtGuest {
+        // Its own, since libvirt gives such files to the user that QEMU runs as.
+        let own = place.path("kernel");
+        if !own.exists() {
+            std::fs::copy(kernel.image(), &own).unwrap();
         }
         let console = Console(place.path(&format!("console-{name}")));
         std::fs::write(&console.0, "").unwrap();

@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut};
 use super::appliance::{Appliance, Place};
 use super::guest::Kernel;
 use super::libvirt::{Libvirt, User, missing};
+use super::namespaces::Namespace;
 use super::site::Site;
 use super::skipped;
 
@@ -44,7 +45,20 @@ impl<'p> LibvirtSite<'p> {
 
     /// One whose guests run as this user, and whose settings in `[protect]` end with `protect`.
     pub(crate) fn start_as(place: &'p Place, name: &'static str, user: User, protect: &'static str) -> LibvirtSite<'p> {
-        let libvirt = Libvirt::start_as(&place.path(name), user);
+        LibvirtSite::beside(place, name, Libvirt::start_as(&place.path(name), user), protect)
+    }
+
+    /// One whose guests have cards on a network of this name, and nothing else in their network.
+    pub(crate) fn start_networked(place: &'p Place, name: &'static str, network: &str) -> LibvirtSite<'p> {
+        let own = Namespace::new().unwrap();
+        own.ip(&["link", "add", "name", "bridge", "type", "bridge"]);
+        own.ip(&["link", "set", "dev", "bridge", "up"]);
+        let libvirt = Libvirt::start_in(&place.path(name), User::Root, Some(own));
+        libvirt.make_network(network, "bridge");
+        LibvirtSite::beside(place, name, libvirt, "")
+    }
+
+    fn beside(place: &'p Place, name: &'static str, libvirt: Libvirt, protect: &'static str) -> LibvirtSite<'p> {
         let site = Site::with(place, name, "", |place, name, _| serve(place, name, &libvirt, protect));
         LibvirtSite { site, libvirt, protect }
     }
