@@ -1,5 +1,5 @@
 //! Addresses that are handed to guests: read by the real cloud-init, and by a real guest under the driver `qemu`, whose real
-//! agent tells them back.
+//! agent tells them back, and freezes its file system.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,8 +13,10 @@ use freshet::hypervisor::{
 use freshet::ids::Name;
 
 use super::appliance::{MIB, Place};
-use crate::support::real_images::{find, run};
-use crate::support::{agent, skipped};
+use super::libvirt_life::{assert_whole, must_recover};
+use crate::support::libvirt_guest::raw_image;
+use crate::support::real_images::{Kind, find, run};
+use crate::support::{agent, console, skipped};
 
 /// Longest wait for what a guest says, under software emulation on a busy machine.
 const LONG: Duration = Duration::from_secs(240);
@@ -43,13 +45,29 @@ for button in /dev/input/event*; do
     (dd if=$button bs=24 count=1 of=/dev/null 2> /dev/null; echo pressed; poweroff -f) &
 done
 ip addr add "$(sed -n 's/.*"\(10[0-9.]*\/[0-9]*\)".*/\1/p' /mnt/network-config)" dev eth0
+mkdir /data
+mount -t ext4 /dev/vdb /data || echo "failed: mount of the data"
+"#;
+/// Writes on and on.
+const WRITE: &str = r#"
+n=0
+while :; do
+    n=$((n + 1))
+    echo "row $n" | dd of=/data/rows oflag=append conv=notrunc,fsync 2> /dev/null || echo "failed: row $n"
+    echo "kept $n"
+    sleep 0.1
+done
 "#;
 
 fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 
-fn vm(disk: &Path) -> VmSpec {
+/// With a first disk of 4 MiB, and others.
+fn vm(disk: &Path, others: &[(&str, &Path)]) -> VmSpec {
+    let file = |path: &Path| format!("file://{}", path.display());
+    let size = |path: &Path| std::fs::metadata(path).unwrap().len();
+    let others = others.iter().map(|(disk, path)| DiskSpec { name: name(disk), uri: file(path), size: size(path) });
     let first = NicSpec {
         mac: MAC.into(),
         network: "lan".into(),
@@ -64,7 +82,7 @@ fn vm(disk: &Path) -> VmSpec {
         cpus: 1,
         memory_bytes: 192 * MIB,
         firmware: String::new(),
-        disks: vec![DiskSpec { name: name("root"), uri: format!("file://{}", disk.display()), size: 4 * MIB }],
+        disks: [DiskSpec { name: name("root"), uri: file(disk), size: 4 * MIB }].into_iter().chain(others).collect(),
         nics: vec![first],
         placement: Default::default(),
         storage_policy: String::new(),
@@ -92,7 +110,7 @@ fn the_real_cloud_init_renders_our_addresses_for_our_cards() {
         Err(why) => return skipped("cloud-init reads what is handed over", why),
     };
     let place = Place::new();
-    let mut vm = vm(&place.path("root"));
+    let mut vm = vm(&place.path("root"), &[]);
     let by_dhcp = NicSpec { mac: "52:54:00:aa:bb:02".into(), network: "lan".into(), ..NicSpec::default() };
     let of_six = NicSpec { address: "fd00::5/64".into(), gateway: "fd00::1".into(), ..NicSpec::default() };
     vm.nics.extend([by_dhcp, NicSpec { mac: "52:54:00:aa:bb:03".into(), ..of_six }]);
@@ -175,12 +193,29 @@ async fn until<T, F: Future<Output = Option<T>>>(what: &str, console: &Path, mut
     }
 }
 
+/// What a frozen guest has on its disk needs nothing to be whole; thawed, it writes on.
+async fn its_file_system_is_frozen(driver: &QemuDriver, vm: &Name, console: &Path, data: &Path) {
+    let limit = Duration::from_secs(30);
+    let told = console::Console(console.to_owned());
+    let newest = || told.newest("kept").unwrap_or(0);
+    until("a row", console, || async { (newest() > 2).then_some(()) }).await;
+    assert!(must_recover(data), "it is mounted, and written to");
+    assert!(driver.freeze(vm, limit).await.unwrap());
+    assert!(!must_recover(data));
+    assert_whole(data);
+    driver.thaw(vm, limit).await.unwrap();
+    let now = newest();
+    until("rows after it", console, || async { (newest() > now + 2).then_some(()) }).await;
+    driver.thaw(vm, limit).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_reads_its_addresses_its_agent_tells_them_and_does_not_shut_it_down() {
     let what = "a guest of QEMU that is given an address";
     let given = std::env::var_os("FRESHET_GUEST_DIR").map(PathBuf::from);
     let kernel = match GuestKernel::find(&given.into_iter().chain(["/".into()]).collect::<Vec<_>>()) {
         _ if find("qemu-system-x86_64").is_none() => return skipped(what, "no qemu-system-x86_64 here"),
+        _ if Kind::Ext4.missing().is_some() => return skipped(what, "no mke2fs here"),
         Ok(kernel) => kernel,
         Err(why) => return skipped(what, &why.to_string()),
     };
@@ -194,9 +229,10 @@ async fn a_guest_reads_its_addresses_its_agent_tells_them_and_does_not_shut_it_d
     std::fs::copy(kernel.image(), boot.join("kernel")).unwrap();
     let of_vfat = ["fs/fat/fat", "fs/fat/vfat", "fs/nls/nls_cp437", "fs/nls/nls_ascii", "fs/nls/nls_utf8"];
     let modules: Vec<&str> = GUEST_MODULES.iter().chain(&of_vfat).chain(&agent::MODULES).copied().collect();
-    let init = format!("{INIT}{}echo told; while :; do sleep 60; done\n", agent::RUN);
+    let init = format!("{INIT}{}{WRITE}", agent::RUN);
     let made = kernel.initramfs_with(&modules, &agent::borrowed(&programs), init.as_bytes()).unwrap();
     std::fs::write(boot.join("initrd"), made).unwrap();
+    let data = raw_image(&place, "data.img");
     let definition = QemuDefinition {
         kernel: Some(boot.join("kernel")),
         initrd: Some(boot.join("initrd")),
@@ -207,7 +243,7 @@ async fn a_guest_reads_its_addresses_its_agent_tells_them_and_does_not_shut_it_d
     let spec = VmSpec {
         definition_kind: QEMU_DEFINITION.to_owned(),
         definition: serde_json::to_string(&definition).unwrap(),
-        ..vm(&place.image("root"))
+        ..vm(&place.image("root"), &[("data", &data)])
     };
     let lan = QemuNetwork { name: "lan".into(), kind: NetworkKind::User { forwards: Vec::new() } };
     let vms = place.path("vms");
@@ -232,6 +268,7 @@ async fn a_guest_reads_its_addresses_its_agent_tells_them_and_does_not_shut_it_d
         driver.agent(&spec.name, true, limit).await.ok().flatten().filter(|told| told.contains(&wanted))
     });
     told.await;
+    its_file_system_is_frozen(&driver, &spec.name, &console, &data).await;
     // Its agent takes the order, and that is all that it does.
     assert!(driver.shutdown(&spec.name, LONG).await.unwrap());
     let said = std::fs::read_to_string(&console).unwrap().replace('\r', "");
