@@ -176,10 +176,9 @@ fn a_daemon_that_goes_away_in_the_middle_and_a_guest_that_panics_hold_up_nobody_
             problems.contains("VM bad: its guest panicked") && !problems.contains("VM web")
         };
         second.appliance.until("d", "the panic", panicked);
-        // Written down beside it, by whoever hears of it.
+        // Written down beside it. Of a panic while the daemon was away no event of libvirt's tells: it is seen by a look.
         web.console.wait("what is written of the panic", || {
-            let events = second.ask(&["event", "list", "--subject", "d"]).to_string();
-            events.contains("guest crashed") && events.contains("guest in trouble")
+            second.ask(&["event", "list", "--subject", "d"]).to_string().contains("guest in trouble")
         });
         // Nobody waits for one that hears nothing.
         let driver = second.libvirt.driver(&place.path("seeds"));
