@@ -45,7 +45,8 @@ async fn no_write_is_held_longer_than_the_bound_all_in_all() {
     end.store(true, std::sync::atomic::Ordering::Relaxed);
     blocking(move || guests.into_iter().for_each(|guest| guest.join().unwrap())).await;
     let status = protection.status().await;
-    assert!(modes.contains("throttled") && status.held_writes > 0, "nothing was held: {modes:?} {status:#?}");
+    // The count, since the mode of a moment is seen only by who looks just then.
+    assert!(status.held_writes > 0, "nothing was held: {modes:?} {status:#?}");
     assert!(status.longest_held_us <= status.hold_bound_us, "{status:#?}");
     assert_eq!(status.hold_us, 0, "nobody is held where nothing is captured");
     server.faults().clear();
