@@ -51,8 +51,8 @@ struct Took {
     disks: f64,
     defined: f64,
     started: f64,
-    /// Bytes of the log that were not on the disks when it was given.
-    unapplied_mib: u64,
+    /// MiB of the log that were not on the disks a moment before it was given.
+    unapplied: f64,
 }
 
 struct Rig<'a> {
@@ -118,15 +118,16 @@ impl Rig<'_> {
         self.client().domains().import_domain(import).await.unwrap();
         let plan = Some(plan(domain, &self.dir.join("disks").display().to_string()));
         let start = StartContinuousFailoverRequest { plan, ..Default::default() };
-        self.client().failover().start_continuous_failover(start).await.unwrap();
+        let begun = self.client().failover().start_continuous_failover(start).await.unwrap().into_inner().task.unwrap();
+        self.ended(&begun.id).await;
         let reached = |at: u64| move |f: &Follow| f.applied.as_ref().is_some_and(|applied| applied.number >= at);
         self.until(domain, reached(first)).await;
-        let mut unapplied_mib = 0;
+        let mut unapplied = 0.0;
         if mib > 0 {
             let newest = self.ship(domain, mib, seed).await;
             let landed = |f: &Follow| f.landed.as_ref().is_some_and(|landed| landed.number >= newest);
             let follow = self.until(domain, landed).await;
-            unapplied_mib = if reached(newest)(&follow) { 0 } else { mib / 2 };
+            unapplied = follow.log_used_bytes as f64 / f64::from(1 << 20);
         }
         let given = SystemTime::now();
         let mut command = Command::new(env!("CARGO_BIN_EXE_freshet"));
@@ -141,14 +142,15 @@ impl Rig<'_> {
             let ended = task.steps.iter().rfind(|s| s.name.starts_with(step)).and_then(|s| s.ended).unwrap();
             SystemTime::try_from(ended).unwrap().duration_since(given).unwrap().as_secs_f64()
         };
-        Took { disks: at("finish"), defined: at("define"), started: at("start"), unapplied_mib }
+        Took { disks: at("finish"), defined: at("define"), started: at("start"), unapplied }
     }
 }
 
+/// Median, least and most.
 fn median(of: &[Took], which: impl Fn(&Took) -> f64) -> String {
     let mut all: Vec<f64> = of.iter().map(which).collect();
     all.sort_by(f64::total_cmp);
-    format!("{:.2} s ({:.2} to {:.2})", all[all.len() / 2], all[0], all[all.len() - 1])
+    format!("{:.2} ({:.2} to {:.2})", all[all.len() / 2], all[0], all[all.len() - 1])
 }
 
 pub(crate) async fn measure() {
@@ -171,12 +173,12 @@ pub(crate) async fn measure() {
             took.push(rig.round(&format!("{what} {round}"), mib, round as u64 + 1).await);
         }
         println!(
-            "completed {what}: command to disks ready {}, to VMs defined over them {}, to the guest started {}; in {} of \
-             {ROUNDS} rounds the newest point was not applied yet",
+            "completed {what}, {ROUNDS} rounds, seconds from the command to disks ready {}, to VMs defined over them {}, to the \
+             guest started {}; MiB not applied {}",
             median(&took, |t| t.disks),
             median(&took, |t| t.defined),
             median(&took, |t| t.started),
-            took.iter().filter(|t| t.unapplied_mib > 0).count(),
+            median(&took, |t| t.unapplied),
         );
     }
 }
