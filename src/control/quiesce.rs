@@ -68,10 +68,10 @@ impl FreezeNotes {
     }
 
     /// From now on somebody thaws all that is noted where this process dies.
-    fn be_guarded(&mut self) -> Result<()> {
+    async fn be_guarded(&mut self) -> Result<()> {
         let Some(config) = &self.config else { return Ok(()) };
         if !self.guard.as_mut().is_some_and(ThawGuard::stands) {
-            self.guard = Some(ThawGuard::start(config)?);
+            self.guard = Some(ThawGuard::start(config, &self.dir).await?);
         }
         Ok(())
     }
@@ -83,6 +83,11 @@ impl FreezeNotes {
         {
             guard.dismiss().await;
         }
+    }
+
+    /// Where they are.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Notes that a VM may be frozen; whether that was not noted before.
@@ -209,7 +214,7 @@ impl Appliance {
                 let why = "guests that an appliance before this one froze are being thawed: ask again in some seconds";
                 return Err(Error::new(ErrorKind::Refused, why));
             };
-            freezer.notes.be_guarded()?;
+            freezer.notes.be_guarded().await?;
             let cut = hosted.cut_after(async |vms| freezer.freeze_all(vms).await).await;
             freezer.thaw_all().await;
             freezer.notes.stand_down().await;

@@ -1,16 +1,17 @@
 //! A process that stands by while guests may be frozen, and thaws them where the appliance dies meanwhile.
 //!
 //! It is this program again, in a process group of its own, with the read end of a pipe as its standard input. A byte in it
-//! is its dismissal; its end without one is the death of the appliance, whatever that died of.
+//! is its dismissal; its end without one is the death of the appliance, whatever that died of. It says on its standard output
+//! where it looks for notes once it has all that it needs: before that nobody is frozen.
 //!
-//! Invariant: who freezes, and who thaws what another left, has the *turn*: a lock on a file beside the notes. So a guard
-//! never thaws what an appliance that was started anew has just frozen.
+//! Invariant: who freezes, and a guard that thaws, has the *turn*: a lock on a file beside the notes. So a guard never thaws
+//! what an appliance that was started anew has just frozen.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
@@ -27,6 +28,10 @@ const TRIES: u32 = 120;
 /// Longest wait for one that was dismissed.
 const GOES_WITHIN: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(10);
+/// Longest wait until one stands by.
+const STANDS_WITHIN: Duration = Duration::from_secs(10);
+/// Longest line that it says: a path.
+const MOST_LINE: usize = 8192;
 
 /// The turn, until it is dropped.
 #[derive(Debug)]
@@ -54,20 +59,40 @@ impl Turn {
 pub(super) struct ThawGuard {
     child: Child,
     pipe: ChildStdin,
+    /// Nothing comes any more; its end would meet who writes.
+    _words: ChildStdout,
 }
 
 impl ThawGuard {
-    /// Starts one for the appliance whose settings are in the file `config`.
-    pub(super) fn start(config: &Path) -> Result<ThawGuard> {
+    /// Starts one for the appliance whose settings are in the file `config`, and waits until it stands by for the notes in
+    /// `notes`.
+    ///
+    /// # Errors
+    /// `Refused` where it does not, as where the settings were changed since.
+    pub(super) async fn start(config: &Path, notes: &Path) -> Result<ThawGuard> {
         let what = || "start the process that thaws guests if this one dies".to_owned();
-        let program = std::env::current_exe().io_context(what)?;
-        let mut command = Command::new(program);
-        command.arg("serve").arg("--config").arg(config).arg("--thaw-when-alone");
+        // The program that runs, also where another one has its name by now.
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("freshet").arg("serve").arg("--config").arg(config).arg("--thaw-when-alone");
         // What ends the appliance from a terminal does not end it.
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
         let mut child = command.spawn().io_context(what)?;
-        let pipe = child.stdin.take().ok_or_else(|| Error::new(ErrorKind::Internal, "a pipe that was asked for"))?;
-        Ok(ThawGuard { child, pipe })
+        let asked = || Error::new(ErrorKind::Internal, "a pipe that was asked for");
+        let (pipe, words) = (child.stdin.take().ok_or_else(asked)?, child.stdout.take().ok_or_else(asked)?);
+        let said = tokio::task::spawn_blocking(move || first_line(words));
+        let said = tokio::time::timeout(STANDS_WITHIN, said).await;
+        match said {
+            Ok(Ok((words, said))) if said == notes.display().to_string() => {
+                Ok(ThawGuard { child, pipe, _words: words })
+            }
+            _ => {
+                let _ = child.kill().and_then(|()| child.wait());
+                let why = "nobody stands by to thaw guests if this appliance dies";
+                let remedy =
+                    format!("`freshet config check --config {}`: was it changed since the start?", config.display());
+                Err(Error::new(ErrorKind::Refused, format!("{why}: none is frozen; {remedy}")))
+            }
+        }
     }
 
     /// It is there still.
@@ -94,20 +119,33 @@ impl ThawGuard {
     }
 }
 
-/// What the process does: waits, and thaws where it is left alone.
+/// The first line that it says, of bounded length, without its end.
+fn first_line(mut words: ChildStdout) -> (ChildStdout, String) {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while line.len() < MOST_LINE && matches!(words.read(&mut byte), Ok(1)) && byte != *b"\n" {
+        line.push(byte[0]);
+    }
+    (words, String::from_utf8_lossy(&line).into_owned())
+}
+
+/// What the process does: says that it stands by, waits, and thaws where it is left alone.
 ///
 /// # Errors
 /// What the settings' hypervisor says; `Incomplete` where guests do not thaw.
 pub async fn stand_by(settings: &Settings) -> Result<()> {
+    let notes = tokio::sync::Mutex::new(FreezeNotes::new(&settings.state, None));
+    let hypervisor = hypervisor(settings)?;
+    let mut out = std::io::stdout();
+    let said = writeln!(out, "{}", notes.lock().await.dir().display()).and_then(|()| out.flush());
+    said.io_context(|| "say that somebody stands by".to_owned())?;
     let read = tokio::task::spawn_blocking(|| std::io::stdin().read(&mut [0]));
     if matches!(read.await, Ok(Ok(1..))) {
         return Ok(());
     }
-    let notes = tokio::sync::Mutex::new(FreezeNotes::new(&settings.state, None));
-    let hypervisor = hypervisor(settings)?;
     for _ in 0..TRIES {
         let notes = notes.lock().await;
-        let Some(_turn) = notes.take_turn().await? else {
+        let Some(turn) = notes.take_turn().await? else {
             // An appliance that was started since takes care of it.
             return Ok(());
         };
@@ -115,13 +153,14 @@ pub async fn stand_by(settings: &Settings) -> Result<()> {
         if left.is_empty() {
             return Ok(());
         }
-        tracing::error!(?left, "the appliance died while guests may be frozen: they are thawed");
+        tracing::error!(?left, "the appliance ended while guests may be frozen: they are thawed");
         let freezer = Freezer { hypervisor: hypervisor.clone(), notes, limit: settings.protect.freeze_limit };
         freezer.thaw_all().await;
         if freezer.notes.all().is_empty() {
             return Ok(());
         }
-        drop(freezer);
+        // An appliance that is started meanwhile goes on with it, and freezes and thaws as ever.
+        drop((freezer, turn));
         tokio::time::sleep(THAW_AGAIN).await;
     }
     Err(Error::new(ErrorKind::Incomplete, "guests that may be frozen do not thaw; start the appliance, which goes on"))

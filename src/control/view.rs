@@ -443,9 +443,10 @@ fn describe(vm: &mut proto::Vm, shipped: &crate::format::VmInfo) {
     vm.definition_kind.clone_from(&shipped.definition_kind);
 }
 
-/// What would be lost of the VM that would lose most; `None` where one of them has no point.
+/// What would be lost of the protected VM that would lose most; `None` where one of them has no point.
 fn worst_rpo(vms: &[proto::Vm]) -> Option<u64> {
-    vms.iter().map(|vm| vm.rpo_ms).collect::<Option<Vec<u64>>>()?.into_iter().max()
+    let protected = vms.iter().filter(|vm| vm.status() != ProtectionStatus::Unprotected);
+    protected.map(|vm| vm.rpo_ms).collect::<Option<Vec<u64>>>()?.into_iter().max()
 }
 
 /// The VMs of a domain that was looked at; `now` is the storage site's.
@@ -508,6 +509,7 @@ mod tests {
         assert_eq!(of(&[Recoverable, Error]), PartiallyRecoverable);
         assert_eq!(of(&[InitialSync, Error]), Error);
         assert_eq!(of(&[InitialSync]), InitialSync);
+        assert_eq!((of(&[Recoverable, Unprotected]), of(&[Unprotected])), (Recoverable, Unprotected));
     }
 
     fn point(n: u64, time: u64) -> NewestPoint {

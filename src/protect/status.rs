@@ -38,10 +38,12 @@ pub(super) async fn of(
     let (findings, instant) = (health.findings(), Instant::now());
     let vms = catalogue.vms.iter().map(|vm| {
         let covering = shipped.points.get(&vm.id);
-        let rpo_ms = covering.map(|c| c.age.millis(instant));
+        let status = vm_status(vm.id, covered.contains(&vm.id), &disks, pipeline).to_owned();
+        // Nobody loses what nobody writes.
+        let rpo_ms = covering.filter(|_| status != UNPROTECTED).map(|c| c.age.millis(instant));
         VmStatus {
             name: vm.name.to_string(),
-            status: vm_status(vm.id, covered.contains(&vm.id), &disks, pipeline).to_owned(),
+            status,
             point: covering.map(|c| c.at.get()),
             point_time: covering.map(|c| c.time.to_string()),
             rpo_ms,
@@ -81,7 +83,8 @@ pub(super) async fn of(
         if shipped.point_time.millis() > 0 {
             status.point_time = Some(shipped.point_time.to_string());
         }
-        let ages: Option<Vec<u64>> = status.vms.iter().map(|vm| vm.rpo_ms).collect();
+        let protected = status.vms.iter().filter(|vm| vm.status != UNPROTECTED);
+        let ages: Option<Vec<u64>> = protected.map(|vm| vm.rpo_ms).collect();
         status.rpo_ms = ages.and_then(|ages| ages.into_iter().max());
         status.sync = sync_status(&disks, pipeline.pace.rate(instant));
         (status.waiting_segments, status.waiting_bytes) = (waiting.segments, waiting.bytes);
@@ -185,6 +188,7 @@ fn domain_status(mode: CaptureMode, vms: &[VmStatus]) -> &'static str {
         CaptureMode::Fenced => "Fenced",
         CaptureMode::Failed => "Error",
         CaptureMode::Starting => "Initializing",
+        _ if vms.is_empty() => UNPROTECTED,
         _ if recoverable == vms.len() => "Recoverable",
         _ if recoverable > 0 => "Partially Recoverable",
         _ if vms.iter().any(|vm| vm.status == "Error") => "Error",

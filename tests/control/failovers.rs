@@ -247,6 +247,7 @@ fn only_vms_that_are_recoverable_take_part_in_a_failover_as_needed() {
     // The one that was left behind keeps nobody from being recoverable, nor the domain from going back.
     let shown = second.appliance.until_recoverable("d");
     assert_eq!(of(&shown, "db").as_deref(), Some("PROTECTION_STATUS_UNPROTECTED"), "{shown:#}");
+    assert!(number(&shown["rpo_ms"]).is_some(), "of those that are protected: {shown:#}");
     let back = first.datastore();
     let home = ["failback", "start", "d", "--planned", "--datastore", &back, "--log-size", "256MiB", "--yes", "d"];
     first.until_mode("DOMAIN_MODE_FENCED");

@@ -106,7 +106,7 @@ impl Drop for Site {
     }
 }
 
-fn until(what: &str, is: impl Fn() -> bool) {
+fn until(what: &str, mut is: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is() {
         assert!(began.elapsed() < PATIENCE, "{what} never came");
@@ -177,6 +177,13 @@ fn points_are_cut_so_by_themselves_and_who_could_not_be_thawed_is_thawed_after_a
     first.kill();
     // Who stands by is killed, too: as where the host lost its power.
     assert_eq!(site.kill_guards(), 1);
+    // What it had begun comes to an end.
+    let mut calls = String::new();
+    until("quiet", || {
+        let before = std::mem::replace(&mut calls, site.file("calls"));
+        std::thread::sleep(Duration::from_millis(500));
+        before == calls
+    });
     site.unsay("deaf");
     let before = site.freezing().len();
     let first = site.start("");

@@ -41,12 +41,12 @@ pub(super) async fn list(app: &Appliance, asked: &ListGuestsRequest) -> Done<Lis
 async fn guest(app: &Appliance, hypervisor: &dyn Hypervisor, vm: VmEntry) -> Result<Guest> {
     let name = vm.name.clone();
     let domains = app.catalog.call(move |db| catalog::domains_of(db, &name)).await?;
-    let mut guest = Guest {
-        name: vm.name.to_string(),
-        running: vm.state == PowerState::Running,
-        domains: domains.iter().map(Name::to_string).collect(),
-        ..Guest::default()
-    };
+    let mut guest = Guest { name: vm.name.to_string(), running: vm.state == PowerState::Running, ..Guest::default() };
+    for domain in domains {
+        if is_served(app, &domain, &vm.name).await {
+            guest.domains.push(domain.to_string());
+        }
+    }
     let Some(disks) = hypervisor.guest_disks() else {
         guest.not_taken = format!("{} does not tell the disks of VMs: name them by --disk", hypervisor.describe());
         return Ok(guest);
@@ -59,6 +59,14 @@ async fn guest(app: &Appliance, hypervisor: &dyn Hypervisor, vm: VmEntry) -> Res
         Err(error) => guest.not_taken = error.to_string(),
     }
     Ok(guest)
+}
+
+/// Whether a protection of this site serves a disk of the VM: the catalog also knows what it served before a failover.
+async fn is_served(app: &Appliance, domain: &Name, vm: &Name) -> bool {
+    let Some(hosted) = app.hosting.get(domain) else { return false };
+    let status = hosted.status().await;
+    let of = status.vms.iter().find(|of| of.name == vm.as_str());
+    !matches!(status.mode.as_str(), "fenced" | "failed") && of.is_some_and(|of| !of.disks.is_empty())
 }
 
 /// The hypervisor does not answer, which is no word about one VM.

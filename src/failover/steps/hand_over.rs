@@ -22,6 +22,8 @@ pub(in crate::failover) const LITTLE: u64 = 16 << 20;
 /// Seconds in which what is left must become less, and in all: guests that write faster than is shipped are not waited for.
 const GETS_LESS_WITHIN: u64 = 30;
 const SHIPS_AHEAD_WITHIN: u64 = 1800;
+/// Longest wait for words that are a help only.
+const TOLD_WITHIN: Duration = Duration::from_secs(3);
 
 /// What became of a guest that was to be off.
 enum Found {
@@ -54,8 +56,13 @@ impl Context {
         Ran::nothing()
     }
 
-    /// Lets guests run on until little of what they wrote is left to be shipped, or it does not get less.
+    /// Lets guests run on until little of what they wrote is left to be shipped, or it does not get less. Once one of them is
+    /// off, or an operator has decided, nothing is waited for.
     async fn ship_ahead(&mut self) -> Result<()> {
+        let is_decided = matches!(self.answer(), Some(Choice::Wait | Choice::PowerOff));
+        if is_decided || self.task.learned.vms.is_empty() || !self.all_run().await? {
+            return Ok(());
+        }
         let (mut least, mut said) = (u64::MAX, false);
         let (mut patience, end) = (self.deadline(GETS_LESS_WITHIN), self.deadline(SHIPS_AHEAD_WITHIN));
         loop {
@@ -85,9 +92,24 @@ impl Context {
         }
     }
 
-    /// Tells who waits for the domain what is done about it.
+    /// Whether all guests run that ran when this began.
+    async fn all_run(&self) -> Result<bool> {
+        let hypervisor = self.world.hypervisor();
+        for vm in &self.task.learned.vms {
+            if hypervisor.state(vm).await? != PowerState::Running {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Tells who waits for the domain what is done about it, where that does not take long: guests may stand still.
     async fn tell_taker(&self, doing: Doing, what: String) {
-        self.world.tell_underway(self.domain(), &Underway { doing, what }).await;
+        let underway = Underway { doing, what };
+        let told = self.world.tell_underway(self.domain(), &underway);
+        if tokio::time::timeout(TOLD_WITHIN, told).await.is_err() {
+            tracing::warn!("who waits for it is not told: {}", underway.what);
+        }
     }
 
     pub(super) async fn shut_down(&mut self) -> Result<Ran> {
@@ -154,8 +176,9 @@ impl Context {
     }
 
     pub(super) async fn drain(&mut self) -> Result<Ran> {
-        self.tell_taker(Doing::Ship, "guests are off, and what they wrote last is shipped".to_owned()).await;
-        let at = self.world.drain(self.domain(), self.progress.clone()).await?;
+        let words = self.tell_taker(Doing::Ship, "guests are off, and what they wrote last is shipped".to_owned());
+        let ((), drained) = tokio::join!(words, self.world.drain(self.domain(), self.progress.clone()));
+        let at = drained?;
         self.note(format!("the final point is {}", at.segment.get()));
         Ok(Ran::Done(Outcome::Drained { at }))
     }

@@ -53,7 +53,7 @@ impl Context {
                 return Ok(self.released(&plan, &facts));
             }
             let underway = facts.request.as_ref().and_then(|request| request.underway.clone());
-            if underway.is_some() && underway != heard {
+            if underway != heard {
                 heard = underway;
                 self.hear(heard.as_ref());
             }
@@ -85,9 +85,13 @@ impl Context {
 
     /// Shows while it is so, and keeps, what the owner says that it does.
     fn hear(&mut self, underway: Option<&Underway>) {
-        if let Some(underway) = underway {
-            self.progress.stage(underway.doing.stage());
-            self.note(format!("{}: {}", underway.doing.stage(), underway.what));
+        match underway {
+            Some(underway) => {
+                self.progress.stage(underway.doing.stage());
+                self.note(format!("{}: {}", underway.doing.stage(), underway.what));
+            }
+            // It was asked anew, or has not said anything of this request yet.
+            None => self.progress.stage("waiting for the other site"),
         }
     }
 
