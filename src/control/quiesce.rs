@@ -5,8 +5,8 @@
 //! ```
 //!
 //! Owns the notes of who may be frozen. Invariants: a guest is thawed whatever became of the rest, by another process where
-//! this one dies, after a restart as well, and again and again until it says so; a point carries the mark only where every guest that it covers said that it was
-//! frozen, or was off, and none was frozen for longer than the limit.
+//! this one dies, after a restart as well, and again and again until it says so; a point carries the mark only where every
+//! guest that it covers said that it was frozen, or was off, and none was frozen for longer than the limit.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

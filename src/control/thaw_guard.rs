@@ -170,3 +170,20 @@ pub async fn stand_by(settings: &Settings) -> Result<()> {
 pub(super) fn turn_of(state: &Path) -> PathBuf {
     state.join("frozen.lock")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_has_the_turn_until_it_lets_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let take = async || Turn::take(turn_of(dir.path())).await.unwrap();
+        let first = take().await;
+        assert!(first.is_some() && take().await.is_none());
+        drop(first);
+        assert!(take().await.is_some());
+        let missing = Turn::take(turn_of(&dir.path().join("none"))).await.unwrap_err();
+        assert!(missing.to_string().contains("frozen.lock"), "{missing}");
+    }
+}

@@ -200,6 +200,16 @@ fn an_appliance_that_dies_leaves_no_guest_frozen() {
     let first = site.start("");
     first.protect(&site.place, &site.place.image("root"));
     first.until_recoverable("d");
+    // Nobody is frozen where nobody stands by: who would, finds other settings than the appliance has.
+    let settings = site.place.path("first.toml");
+    let text = std::fs::read_to_string(&settings).unwrap();
+    for changed in [text.replace("state = ", "stat = "), text.replace("first-state", "other-state")] {
+        std::fs::write(&settings, changed).unwrap();
+        let told = first.ask(&["domain", "point", "d", "--quiesce"]).bad(4);
+        assert!(told.contains("nobody stands by to thaw guests") && told.contains("config check"), "{told}");
+    }
+    assert_eq!((site.freezing(), site.kill_guards()), (Vec::new(), 0));
+    std::fs::write(&settings, text).unwrap();
     // Nobody stands by where nobody is frozen.
     first.ask(&["domain", "point", "d", "--quiesce"]).good();
     assert_eq!(site.kill_guards(), 0);
